@@ -1,0 +1,400 @@
+"""The configuration: one typed tree, YAML in, YAML out.
+
+Every field has a default, so `Config()` runs the cascade on the simulator. The
+reason for a default stands beside it; figures are in `docs/results.md`.
+
+Example:
+  >>> config = Config.from_dict({"towers": {"dimension": 32}}, ["seed=7"])
+  >>> config.towers.dimension, config.seed
+  (32, 7)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from tfcsmf.errors import ConfigError, nearest
+
+Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, pydantic.Field(ge=1)]
+NonNegative = Annotated[int, pydantic.Field(ge=0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
+FeatureKind = Literal["categorical", "numeric", "multi", "vector"]
+
+
+class _Section(pydantic.BaseModel):
+    """A part of the tree: immutable, and closed to unknown keys."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, validate_default=True
+    )
+
+
+class Columns(_Section):
+    """Column names of the input tables (ours: theirs)."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    event: str = "event"
+    split: str = "split"
+    # The first of these that is present orders the events of a user.
+    time: tuple[str, ...] = ("timestamp", "date", "position")
+
+
+class DataConfig(_Section):
+    """Which log is read, and how it is split and encoded."""
+
+    # A file, a folder or a glob of Parquet or CSV; None runs the simulator.
+    events: str | None = None
+    items: str | None = None
+    users: str | None = None
+    columns: Columns = Columns()
+    # Kinds by column name; columns not named here are inferred from their type.
+    query_features: dict[str, FeatureKind] = {}
+    candidate_features: dict[str, FeatureKind] = {}
+    # Columns of the item and user tables that are not features.
+    ignore: tuple[str, ...] = ()
+    # auto: the split column if present, else by time, else leave-last-out by
+    # position, else random.
+    split: Literal["auto", "file", "time", "leave_last_out", "random"] = "auto"
+    test_share: Share = 0.1
+    # Validation pairs per objective: at most this many users, one pair each,
+    # and at most this share of the objective's training pairs.
+    validation_users: NonNegative = 2000
+    validation_share: Share = 0.1
+    # Last events kept per history feature.
+    history_length: Positive = 50
+    # None: one history per objective.
+    history_events: tuple[str, ...] | None = None
+    # Ids and categories with fewer training events share the UNKNOWN row.
+    min_count: Positive = 1
+    numeric_buckets: Annotated[int, pydantic.Field(ge=2)] = 20
+    # Multi-valued features keep at most this many values per entity.
+    max_values: Positive = 20
+
+
+class SimulatorConfig(_Section):
+    """The built-in cascade simulator (`tfcsmf.data.simulator`)."""
+
+    users: Positive = 4000
+    items: Positive = 3000
+    # Mean impressions per user; the funnel thins them out level by level.
+    exposures_per_user: Positive = 120
+    # Latent dimension of the ground truth.
+    factors: Positive = 12
+    # Zipf exponent of item popularity.
+    popularity: NonNegativeFloat = 0.8
+    # Mean share of each level that reaches the next one.
+    click_rate: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.22
+    conversion_rate: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.18
+    days: Positive = 30
+
+
+class TowersConfig(_Section):
+    """Sizes of both towers, and how their parameters can be owned."""
+
+    # Output dimension, shared by all objectives: the vector that is indexed.
+    dimension: Positive = 64
+    embedding_dimension: Positive = 64
+    feature_dimension: Positive = 16
+    hidden_units: tuple[Positive, ...] = (128,)
+    activation: Literal["relu", "gelu", "tanh"] = "relu"
+    # How CPP frees parameters: single weights or whole hidden units.
+    granularity: Literal["weight", "unit"] = "weight"
+    # Who owns embedding tables: entries (CPP on the table), columns, or all of
+    # it stage 1 ("frozen").
+    embedding_ownership: Literal["entries", "columns", "frozen"] = "entries"
+    # Share of query ids replaced by UNKNOWN in training, so that a user never
+    # seen before gets a trained answer from history and features.
+    query_id_dropout: Share = 0.1
+    # The same for candidates; used only where candidates have features.
+    candidate_id_dropout: Share = 0.05
+    dropout: Share = 0.0
+
+
+class StageConfig(_Section):
+    """How one stage is trained; `cascade.stages.<objective>` overrides fields."""
+
+    learning_rate: PositiveFloat = 1e-3
+    # Embedding rows are touched rarely and can take larger steps.
+    embedding_learning_rate: PositiveFloat = 1e-2
+    optimizer: Literal["adam", "adagrad"] = "adam"
+    batch_size: Positive = 1024
+    epochs: Positive = 20
+    # Evaluations without improvement before a stage stops; 0 never stops early.
+    patience: NonNegative = 2
+    # Decoupled L2 decay of touched embedding rows.
+    weight_decay: NonNegativeFloat = 0.0
+    # Share of information mass CPP frees after the stage (method 1.3).
+    tau: Share = 0.3
+    # ... of embedding tables and of output dimensions, where they differ.
+    embedding_tau: Share | None = None
+    output_tau: Share | None = None
+    recovery_epochs: NonNegative = 1
+    # Share of the stage's examples accuracy recovery uses per epoch.
+    recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.3
+    # What freed parameters start the next stage from.
+    freed: Literal["zero", "keep", "reinitialize"] = "zero"
+
+
+class MarginConfig(_Section):
+    """Cross-stage adaptive margin (AML), stages >= 2 (method 1.5)."""
+
+    form: Literal["none", "confusable", "order"] = "confusable"
+    # Strength (lambda); 0 is the plain loss.
+    strength: NonNegativeFloat = 0.1
+    # Cap of the order-keeping margin.
+    maximum: PositiveFloat = 5.0
+
+
+class LossConfig(_Section):
+    """Sampled softmax (method section 4)."""
+
+    temperature: PositiveFloat = 1.0
+    # logQ correction of in-batch negatives by their frequency in the log.
+    correct_sampling: bool = True
+    # Uniform negatives shared by the batch, beside the in-batch ones.
+    uniform_negatives: NonNegative = 1024
+    # Events of the previous level without the current one, as extra negatives
+    # of stages >= 2 (exposed-not-clicked); count per batch.
+    hard_negatives: NonNegative = 0
+    margin: MarginConfig = MarginConfig()
+
+
+class CascadeConfig(_Section):
+    """The stage loop."""
+
+    # Objectives in cascade order: values of the event column.
+    objectives: tuple[str, ...] = ("exposure", "click", "conversion")
+    criterion: Literal["cpp", "magnitude", "fisher", "random"] = "cpp"
+    # Share of parameters a non-CPP criterion frees; CPP uses the stage's tau.
+    freed_share: Share = 0.5
+    # nested: s_o uses blocks 1..o; disjoint: block o only.
+    blocks: Literal["nested", "disjoint"] = "nested"
+    # Free capacity after the last stage too, for an objective appended later.
+    reserve: bool = False
+    stage: StageConfig = StageConfig()
+    stages: dict[str, dict[str, Any]] = {}
+    # Steps between resumable checkpoints; each stage's end is one as well.
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+
+    @pydantic.field_validator("objectives")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or any(not name.strip() for name in value):
+            raise ValueError("objectives should name at least one event")
+        if len(set(value)) != len(value):
+            raise ValueError(f"objectives should be distinct, got {list(value)}")
+        return value
+
+
+class EvaluationConfig(_Section):
+    """Whole-catalogue evaluation."""
+
+    ks: tuple[Positive, ...] = (10, 20, 50, 100)
+    # Stages stop early on recall at this k over their validation pairs.
+    validation_k: Positive = 50
+    bootstrap_samples: Positive = 1000
+    # Learning-free references printed beside the model.
+    baselines: tuple[Literal["popularity", "seen_first"], ...] = (
+        "popularity",
+        "seen_first",
+    )
+    query_batch: Positive = 512
+    candidate_block: Positive = 65536
+    # Points of the trade-off curve between objectives.
+    tradeoff_points: Annotated[int, pydantic.Field(ge=2)] = 11
+
+
+class RetrievalConfig(_Section):
+    """The index and the exported model."""
+
+    index: Literal["auto", "exact", "scann"] = "auto"
+    # "auto" takes ScaNN from this catalogue size on; below it exact search is
+    # faster, and the export needs stock TensorFlow only.
+    scann_from: Positive = 100_000
+    # Recall at k against exact search, under random weights, ScaNN must reach.
+    target_recall: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.95
+    calibration_queries: Positive = 500
+    k: Positive = 100
+    # Largest number of excluded items per query an index has to allow for.
+    max_exclusions: NonNegative = 200
+    # Default weight per objective; missing ones are 1.
+    weights: dict[str, float] = {}
+
+
+class Config(_Section):
+    """The whole tree; see the sections."""
+
+    seed: NonNegative = 0
+    data: DataConfig = DataConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    towers: TowersConfig = TowersConfig()
+    loss: LossConfig = LossConfig()
+    cascade: CascadeConfig = CascadeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _check_references(self) -> Config:
+        names = self.cascade.objectives
+        for section, keys in (
+            ("cascade.stages", self.cascade.stages),
+            ("retrieval.weights", self.retrieval.weights),
+        ):
+            for key in keys:
+                if key not in names:
+                    raise ConfigError(
+                        f"{section} may only name objectives {list(names)}. "
+                        f"Received: {key!r}.{nearest(key, names)}"
+                    )
+        for name in self.cascade.stages:
+            self.stage(name)
+        return self
+
+    def stage(self, objective: str) -> StageConfig:
+        """Returns the stage settings of one objective, overrides applied."""
+        overrides = self.cascade.stages.get(objective, {})
+        merged = self.cascade.stage.model_dump() | overrides
+        where = f"cascade.stages.{objective}"
+        return _validate(StageConfig, merged, where)
+
+    def objective_weights(self) -> list[float]:
+        """Returns the default weight of every objective, in cascade order."""
+        return [
+            float(self.retrieval.weights.get(name, 1.0))
+            for name in self.cascade.objectives
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the tree as plain lists and dictionaries."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Returns the tree as YAML that `from_yaml` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(
+        cls, tree: Mapping[str, Any], assignments: Sequence[str] = ()
+    ) -> Config:
+        """Builds a configuration from a (partial) tree and `a.b=c` assignments.
+
+        Args:
+          tree: nested mapping; missing keys keep their defaults.
+          assignments: `path=value` strings; values are read as YAML.
+
+        Raises:
+          ConfigError: for an unknown key (with the nearest valid one) or a value
+            of the wrong type or range.
+        """
+        merged = _copy_tree(tree)
+        for assignment in assignments:
+            _assign(merged, assignment)
+        return _validate(cls, merged, "")
+
+    @classmethod
+    def from_yaml(cls, path: str, assignments: Sequence[str] = ()) -> Config:
+        """Reads a configuration file; see `from_dict`.
+
+        Raises:
+          ConfigError: also if the file is missing or is not a YAML mapping.
+        """
+        return cls.from_dict(read_yaml(path), assignments)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads a YAML mapping; the key `run` (written by a finished run) is dropped."""
+    if not os.path.isfile(path):
+        raise ConfigError(f"The configuration file should exist. Received: {path!r}.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.safe_load(file) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path!r} should be YAML. Received: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path!r} should hold a mapping of sections. "
+            f"Received: {type(tree).__name__}."
+        )
+    tree.pop("run", None)
+    return tree
+
+
+def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _copy_tree(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+    }
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            "--set takes path=value, for example towers.dimension=32. "
+            f"Received: {assignment!r}."
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: {text!r} is not a value: {error}") from error
+    if isinstance(value, str):
+        value = _number(value)
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(
+                f"--set {path}: {key!r} is a single value, not a section."
+            )
+    tree[keys[-1]] = value
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _validate(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+    try:
+        return cls(**tree)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(cls, error, where)) from None
+
+
+def _explain(cls: type, error: pydantic.ValidationError, where: str) -> str:
+    """One line per problem: the path, the rule, and what was received."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        name = ".".join(([where] if where else []) + path)
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            lines.append(str(cause))
+        elif problem["type"] == "extra_forbidden":
+            known = _fields(cls, path[:-1])
+            hint = nearest(path[-1], known) or f" Known: {', '.join(known)}."
+            lines.append(f"Unknown configuration key {name!r}.{hint}")
+        else:
+            rule = problem["msg"].removeprefix("Value error, ")
+            lines.append(
+                f"Configuration {name!r}: {rule}. Received: {problem['input']!r}."
+            )
+    return "\n".join(lines)
+
+
+def _fields(cls: Any, path: Sequence[str]) -> list[str]:
+    for key in path:
+        cls = cls.model_fields[key].annotation
+    return list(cls.model_fields)
