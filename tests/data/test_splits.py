@@ -1,0 +1,140 @@
+"""Splits of tiny literal logs, computed by hand, and properties of carving."""
+
+import numpy as np
+import pytest
+
+from tfcsmf.data import splits
+from tfcsmf.data.splits import DROPPED, HELD, TEST, TRAIN, VALID, CodedLog
+from tfcsmf.errors import DataError
+
+
+def coded(rows, num_objectives, split=None, timed=True):
+    """Rows of (user, item, event, time)."""
+    users, items, events, times = np.array(rows).T
+    return CodedLog(
+        users, items, events, times if timed else None, split, num_objectives
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ([10] * 10, 0.1, (9, 10)),
+        ([10] * 10, 0.25, (7, 9)),  # two whole days at most each
+        ([1, 1, 90, 90], 0.1, (3, 4)),  # one day at least
+        ([5, 5], 0.5, (None, 2)),  # the first day stays training
+        ([5, 5, 5], 0.0, (None, None)),
+    ],
+)
+def test_time_boundaries(counts, share, expected):
+    times = np.repeat(np.arange(1, len(counts) + 1), counts)
+    assert splits.time_boundaries(times, share) == expected
+
+
+def test_time_split_hides_other_events_too():
+    # Objective 0 on days 1..4, another event (1) on the same days.
+    rows = [(0, 0, event, day) for day in (1, 2, 3, 4) for event in (0, 1)]
+    part = splits.assign(coded(rows, 1), "time", 0.25, 0)
+    expected = [TRAIN, TRAIN, TRAIN, TRAIN, VALID, HELD, TEST, DROPPED]
+    assert part.tolist() == expected
+
+
+def test_file_split():
+    given = np.array([TRAIN, VALID, TEST, TEST], np.int8)
+    rows = [(0, 0, 0, 0), (0, 1, 0, 0), (0, 2, 0, 0), (0, 3, 1, 0)]
+    part = splits.assign(coded(rows, 1, given, timed=False), "file", 0.1, 0)
+    assert part.tolist() == [TRAIN, VALID, TEST, DROPPED]
+    assert given.tolist() == [TRAIN, VALID, TEST, TEST]  # untouched
+
+
+def test_leave_last_out_takes_the_last_by_time_then_by_row():
+    rows = [
+        (0, 0, 0, 9),  # last by time
+        (0, 1, 0, 1),
+        (0, 2, 0, 2),
+        (1, 0, 0, 5),  # two events only: nothing held out
+        (1, 1, 0, 6),
+        (2, 0, 0, 3),
+        (2, 1, 0, 3),
+        (2, 2, 0, 3),  # a tie: the last row
+        (2, 3, 1, 9),  # not an objective
+    ]
+    part = splits.assign(coded(rows, 1), "leave_last_out", 0.1, 0)
+    assert np.flatnonzero(part == TEST).tolist() == [0, 7]
+    assert (part == TRAIN).sum() == 7
+    part = splits.assign(coded(rows, 1, timed=False), "leave_last_out", 0.1, 0)
+    assert np.flatnonzero(part == TEST).tolist() == [2, 7]
+
+
+def test_random_split_keeps_pairs_together():
+    rng = np.random.default_rng(3)
+    rows = [(u, i, e, 0) for u, i, e in rng.integers((20, 30, 3), size=(2000, 3))]
+    log = coded(rows, 2, timed=False)
+    part = splits.assign(log, "random", 0.2, 5)
+    objective = log.is_objective
+    test = set(log.pair_keys[part == TEST])
+    assert not test & set(log.pair_keys[(part == TRAIN) & objective])
+    assert (part[~objective] == TRAIN).all()
+    assert (part == TEST).sum() == pytest.approx(0.2 * objective.sum(), abs=3)
+    np.testing.assert_array_equal(part, splits.assign(log, "random", 0.2, 5))
+    assert (part != splits.assign(log, "random", 0.2, 6)).any()
+
+
+@pytest.mark.parametrize(
+    ("split", "times", "column", "method"),
+    [
+        ([TRAIN, TEST], [1, 2], "date", "file"),
+        (None, [1, 2], "date", "time"),
+        (None, [1, 2], "position", "leave_last_out"),
+        (None, [1, 1], "date", "random"),
+        (None, None, None, "random"),
+    ],
+)
+def test_auto(split, times, column, method):
+    rows = [(0, 0, 0, 0), (0, 1, 0, 0)]
+    base = coded(rows, 1, None if split is None else np.array(split, np.int8))
+    times = None if times is None else np.array(times)
+    log = CodedLog(base.users, base.items, base.events, times, base.split, 1)
+    assert splits.choose_method("auto", log, column) == method
+
+
+def test_methods_without_their_column():
+    log = coded([(0, 0, 0, 1), (0, 1, 0, 1)], 1)
+    with pytest.raises(DataError, match="needs a split column"):
+        splits.choose_method("file", log, "date")
+    with pytest.raises(DataError, match="two or more distinct times. Received: 1"):
+        splits.choose_method("time", log, "date")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_carving(seed):
+    rng = np.random.default_rng(seed)
+    rows = np.unique(rng.integers((30, 15, 4), size=(500, 3)), axis=0)
+    log = coded([(*row, 0) for row in rows], 3, timed=False)
+    before = np.where(rng.random(len(rows)) < 0.1, TEST, TRAIN).astype(np.int8)
+    part = splits.carve(log, before, [0, 1, 2], most_users=10, share=0.2, seed=seed)
+    keys = log.pair_keys
+    assert (part[before == TEST] == TEST).all()
+    for code in range(3):
+        mine = (log.events == code) & (part == VALID)
+        pairs = len(np.unique(keys[(log.events == code) & (before == TRAIN)]))
+        assert len(np.unique(log.users[mine])) == mine.sum()
+        assert 0 < mine.sum() <= min(10, int(0.2 * pairs))
+        assert ((log.events == code) & (part == TRAIN)).any()
+    # A carved pair has left training altogether ...
+    assert not set(keys[part == VALID]) & set(keys[part == TRAIN])
+    # ... nothing else has ...
+    assert set(keys[part == HELD]) <= set(keys[part == VALID])
+    # ... and every user keeps something.
+    assert set(log.users[part == VALID]) <= set(log.users[part == TRAIN])
+
+
+def test_carving_spares_the_last_pair_of_an_objective_and_of_a_user():
+    # User 0 has two views; user 1 one view; user 0's only buy is of item 0.
+    rows = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 2, 0, 0), (0, 0, 1, 0)]
+    log = coded(rows, 2, timed=False)
+    part = np.full(4, TRAIN, np.int8)
+    for seed in range(10):
+        carved = splits.carve(log, part, [0, 1], 5, 0.9, seed)
+        assert carved.tolist() == [TRAIN, VALID, TRAIN, TRAIN]
+    assert splits.carve(log, part, [0, 1], 0, 0.9, 0).tolist() == part.tolist()

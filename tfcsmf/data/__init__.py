@@ -1,0 +1,1 @@
+"""From an event log to arrays and batches."""

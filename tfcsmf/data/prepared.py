@@ -1,0 +1,172 @@
+"""What data preparation hands to training and evaluation: plain arrays.
+
+Two kinds of numbers name an entity, and they are never mixed:
+
+- a *position* counts the rows of an entity table (users: `0..U-1`, catalogue:
+  `0..C-1`);
+- an *id row* is the row of the embedding table a position looks up. Rows below
+  `NUM_RESERVED` are special; an entity without training events has the id row
+  `UNKNOWN`. Positions are ordered so that trained entities come first:
+  `id_row(p) = p + NUM_RESERVED if p < trained else UNKNOWN`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfcsmf.data.features import FeatureEncoder
+from tfcsmf.data.rows import NO_TIME as NO_TIME
+from tfcsmf.data.rows import NUM_RESERVED, UNKNOWN
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """All users, or all candidates (the catalogue).
+
+    Attributes:
+      ids: object array of strings [n], unique.
+      trained: number of leading entities that have an id row of their own
+        (those with at least `min_count` training events, most frequent first).
+      encoders: one fitted encoder per feature, in schema order.
+      features: encoded features by name; int32 [n], int32 [n, m] (padded with
+        `PADDING`) or float32 [n, w], as the encoder's `kind` says.
+    """
+
+    ids: np.ndarray
+    trained: int
+    encoders: tuple[FeatureEncoder, ...]
+    features: dict[str, np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of entities."""
+        return len(self.ids)
+
+    @property
+    def id_rows(self) -> np.ndarray:
+        """Embedding row of every position, int32 [n]."""
+        rows = np.full(self.size, UNKNOWN, np.int32)
+        rows[: self.trained] = np.arange(self.trained, dtype=np.int32) + NUM_RESERVED
+        return rows
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table: the reserved ones and the trained ids."""
+        return self.trained + NUM_RESERVED
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Events of one kind, as (user, item, time) rows.
+
+    Attributes:
+      users: int32 [n], user positions.
+      items: int32 [n], catalogue positions.
+      times: int64 [n]; larger is later; `NO_TIME` everywhere if unknown.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Csr:
+    """One list of catalogue positions per row.
+
+    Attributes:
+      offsets: int64 [rows + 1].
+      items: int32 [offsets[-1]]; row r is `items[offsets[r]:offsets[r + 1]]`.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    def row(self, index: int) -> np.ndarray:
+        """Returns the list of one row."""
+        return self.items[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training examples of one objective.
+
+    Attributes:
+      pairs: the positives.
+      history_end: int64 [n, H], one column per history event in schema order:
+        absolute end (exclusive) in `Histories.lists[event].items` of what the
+        user had done strictly before the example (everything the user did,
+        where time is unknown). The target item itself is removed on the fly.
+    """
+
+    pairs: Pairs
+    history_end: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Queries with held-out targets, one per user, for one objective.
+
+    Attributes:
+      users: int32 [q], user positions, distinct.
+      targets: the held-out catalogue positions of each query, distinct per row.
+      history_end: int64 [q, H]; as in `Examples`.
+      seen: what each query's user did with *this* objective before, sorted and
+        distinct (the mask of the standard protocol).
+      met: items of any event of that user before (the mask of the unseen one).
+    """
+
+    users: np.ndarray
+    targets: Csr
+    history_end: np.ndarray
+    seen: Csr
+    met: Csr
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Chronological item lists per user and history event.
+
+    Attributes:
+      lists: event name -> lists over user positions, oldest first.
+    """
+
+    lists: dict[str, Csr]
+
+
+@dataclass(frozen=True)
+class PreparedLog:
+    """Everything training and evaluation need.
+
+    Attributes:
+      objectives: in cascade order.
+      history_events: events that give the query a history feature.
+      users: the users.
+      items: the catalogue.
+      train: examples per objective, without the validation pairs.
+      train_histories: histories the training examples point into; validation
+        queries use them too.
+      validation: per objective; pairs removed from all training events.
+      test: per objective; may have no queries.
+      test_histories: histories for test queries: training and validation events.
+      known: per objective: sorted distinct training items of each user, the
+        positives that must not be used as negatives.
+      summary: counts and notes for the report (rows read, duplicates dropped, ...).
+    """
+
+    objectives: tuple[str, ...]
+    history_events: tuple[str, ...]
+    users: EntityTable
+    items: EntityTable
+    train: dict[str, Examples]
+    train_histories: Histories
+    validation: dict[str, EvaluationSet]
+    test: dict[str, EvaluationSet]
+    test_histories: Histories
+    known: dict[str, Csr]
+    summary: dict[str, object]

@@ -1,0 +1,162 @@
+"""Reads a table from Parquet or CSV: one file, a folder, or a glob."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+import polars as pl
+
+from tfcsmf.errors import DataError
+
+_KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV", ".csv.gz": "CSV"}
+# Integers and decimals as a computer writes them. "007" stays text: the same id
+# in another file would otherwise no longer match.
+_INTEGER = r"^-?(0|[1-9]\d{0,17})$"
+_DECIMAL = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$|^-?(?i:nan|inf)$"
+_DATE = r"^\d{4}-\d{2}-\d{2}$"
+
+
+def read_table(path: str, role: str) -> pl.DataFrame:
+    """Reads all rows of a table.
+
+    Args:
+      path: a Parquet or CSV file (also .csv.gz), a folder of them (searched
+        recursively, names starting with "_" or "." left out), or a glob. Files
+        are read in sorted order. Empty CSV fields are missing values; CSV
+        columns become integers, decimals or dates where every value is one.
+      role: what the table is for, named in errors: "events", "items", "users".
+
+    Raises:
+      DataError: if nothing is found, a file cannot be read, the files differ in
+        kind or columns, or there are no rows.
+    """
+    files = _find(path, role)
+    kinds = {_kind(file, role) for file in files}
+    if len(kinds) > 1:
+        raise DataError(
+            f"The {role} table should be all Parquet or all CSV. Received both under "
+            f"{path!r}. Name one kind with a glob such as '{path}/*.parquet'."
+        )
+    kind = kinds.pop()
+    frames = [_read(file, kind, role) for file in files]
+    table = _join(frames, files, role)
+    if table.height == 0:
+        raise DataError(
+            f"The {role} table should have rows. Received none in {path!r}."
+        )
+    if kind == "CSV":
+        table = table.select(_infer(table[name]) for name in table.columns)
+    return table
+
+
+def _find(path: str, role: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        files = _walk(path)
+        if not files:
+            raise DataError(
+                f"The {role} folder should hold .parquet or .csv files. "
+                f"Received: {path!r}, which holds none."
+            )
+        return files
+    matches = sorted(glob.glob(path, recursive=True))
+    files = [
+        file
+        for match in matches
+        for file in (_walk(match) if os.path.isdir(match) else [match])
+    ]
+    if not files:
+        raise DataError(
+            f"The {role} table should be a file, a folder or a glob that exists. "
+            f"Received: {path!r}. Current folder: {os.getcwd()!r}."
+        )
+    return sorted(set(files))
+
+
+def _walk(folder: str) -> list[str]:
+    """All visible files below a folder that have a known extension, sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "_."]
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if name[0] not in "_." and _extension(name) in _KINDS
+        ]
+    return sorted(found)
+
+
+def _extension(name: str) -> str:
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + last if last == ".gz" else last
+
+
+def _kind(file: str, role: str) -> str:
+    extension = _extension(os.path.basename(file))
+    if extension not in _KINDS:
+        raise DataError(
+            f"The {role} table should be one of {', '.join(_KINDS)}. "
+            f"Received: {file!r} (extension {extension!r})."
+        )
+    return _KINDS[extension]
+
+
+def _read(file: str, kind: str, role: str) -> pl.DataFrame:
+    try:
+        if os.path.getsize(file) == 0:
+            raise DataError(f"The {role} file {file!r} is empty.")
+        if kind == "Parquet":
+            return pl.read_parquet(file, glob=False, hive_partitioning=False)
+        return pl.read_csv(file, infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"The {role} file {file!r} cannot be read as {kind}: {reason}. "
+            "It may be truncated or damaged; write it again."
+        ) from error
+
+
+def _join(frames: list[pl.DataFrame], files: list[str], role: str) -> pl.DataFrame:
+    columns = frames[0].columns
+    for frame, file in zip(frames[1:], files[1:], strict=True):
+        differing = set(columns) ^ set(frame.columns)
+        if differing:
+            raise DataError(
+                f"All files of the {role} table should have the same columns. "
+                f"{file!r} and {files[0]!r} differ in {sorted(differing)}."
+            )
+    if len(frames) == 1:
+        return frames[0]
+    try:
+        return pl.concat(
+            [frame.select(columns) for frame in frames], how="vertical_relaxed"
+        )
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"All files of the {role} table should have the same column types: {reason}"
+        ) from error
+
+
+def _infer(column: pl.Series) -> pl.Series:
+    """Gives a column of texts the type that all of its values have."""
+    if column.null_count() == len(column):
+        return column
+    # A glance at the start spares most text columns the full search.
+    for sample in (column.head(1000), column):
+        if sample.str.contains(_INTEGER).all():
+            target: type[pl.DataType] = pl.Int64
+        elif sample.str.contains(_DECIMAL).all():
+            target = pl.Float64
+        elif sample.str.contains(_DATE).all():
+            target = pl.Date
+        else:
+            return column
+    try:
+        if target is pl.Date:
+            return column.str.to_date("%Y-%m-%d")
+        return column.cast(target)
+    except pl.exceptions.PolarsError:
+        return column  # digits in the shape of a date, such as 2024-13-40
