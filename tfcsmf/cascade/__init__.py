@@ -1,0 +1,1 @@
+"""The CSMF model, its stage loop and its capacity."""

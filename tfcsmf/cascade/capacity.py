@@ -1,0 +1,234 @@
+"""Which stage owns what: pruning, freezing and reopening the model's capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfcsmf.cascade.model import CSMF
+from tfcsmf.cascade.pruning import Criterion
+from tfcsmf.errors import CapacityError
+from tfcsmf.towers import FREE, OwnedParameter
+
+Importance = Mapping[str, np.ndarray]  # parameter name -> values, same shape
+
+
+class Shares:
+    """How much a stage frees, by role (`tau`, or entries for other criteria).
+
+    Args:
+      kernel: of hidden layers, projections and the query's output kernel.
+      table: of embedding tables.
+      output: of output dimensions.
+    """
+
+    def __init__(self, kernel: float, table: float, output: float) -> None:
+        self.by_role = {"kernel": kernel, "table": table, "output": output}
+
+
+def take_over(model: CSMF, stage: int) -> None:
+    """Gives everything `FREE` to the stage: what the last stage does."""
+    owners = [model.block_owner, *(p.owner for p in model.owned_parameters)]
+    for owner in owners:
+        owner.assign(np.where(owner.numpy() == FREE, np.int8(stage), owner.numpy()))
+
+
+def prune(
+    model: CSMF,
+    stage: int,
+    criterion: Criterion,
+    shares: Shares,
+    granularity: str = "weight",
+    stages_left: int = 1,
+    importance: Importance | None = None,
+) -> dict[str, float]:
+    """Frees low-information parameters of the stage; it owns the others.
+
+    Only entries that were `FREE` while the stage trained take part. Freed entries
+    are set to zero and stay `FREE`.
+
+    Args:
+      model: trained on `stage`.
+      stage: 0-based.
+      criterion: see `tfcsmf.cascade.pruning`.
+      shares: how much to free.
+      granularity: of hidden kernels: `weight`, or `unit` (whole columns by the L1
+        norm of their incoming weights).
+      stages_left: stages still to come; each needs an output dimension.
+      importance: by parameter name; default is the magnitude of the weights.
+
+    Returns:
+      Share of the entries that took part which were freed, by parameter.
+
+    Raises:
+      CapacityError: if there are fewer free output dimensions than the stage and
+        those to come need.
+    """
+    parameters = {p.name: p for p in model.owned_parameters}
+    values = {
+        name: np.abs(p.variable.numpy()) if importance is None else importance[name]
+        for name, p in parameters.items()
+    }
+    outputs = [p for p in parameters.values() if p.role == "output"]
+    kept = _prune_dimensions(
+        model.block_owner, stage, criterion, shares, stages_left,
+        sum(values[p.name].sum(axis=0) for p in outputs),
+    )
+    freed_share = {}
+    for name, parameter in parameters.items():
+        if parameter.role == "bias":
+            freed = np.zeros(parameter.owner.shape, bool)
+        elif parameter.role == "output":
+            freed = _output_entries(
+                parameter, values[name], kept, criterion, shares,
+                prune_kept=name.startswith("query/"),
+            )
+        else:
+            by_unit = granularity == "unit" and parameter.role == "kernel"
+            freed = _entries(parameter, values[name], criterion, shares, by_unit)
+        freed_share[name] = _apply(parameter, stage, freed)
+    return freed_share
+
+
+def _prune_dimensions(
+    block_owner: tf.Variable,
+    stage: int,
+    criterion: Criterion,
+    shares: Shares,
+    stages_left: int,
+    information: np.ndarray,
+) -> np.ndarray:
+    """Divides the free output dimensions; returns those kept so far, bool [d]."""
+    owner = block_owner.numpy()
+    free = np.flatnonzero(owner == FREE)
+    if len(free) <= stages_left:
+        raise CapacityError(
+            f"Stage {stage} should leave one output dimension to each of the "
+            f"{stages_left} stages to come and keep one. Received: {len(free)} free "
+            "dimensions. Raise towers.dimension or lower cascade.stage.output_tau."
+        )
+    freed = criterion.freed(information[free], shares.by_role["output"])
+    order = np.argsort(information[free], kind="stable")
+    freed[order[:stages_left]] = True
+    freed[order[-1]] = False
+    owner[free[~freed]] = stage
+    block_owner.assign(owner)
+    return owner != FREE
+
+
+def _entries(
+    parameter: OwnedParameter,
+    values: np.ndarray,
+    criterion: Criterion,
+    shares: Shares,
+    by_unit: bool,
+) -> np.ndarray:
+    """Returns the freed entries of a table or hidden kernel, shape of its owner."""
+    owner = parameter.owner.numpy()
+    free = owner == FREE
+    share = shares.by_role[parameter.role]
+    freed = np.zeros(owner.shape, bool)
+    if owner.size == 1:  # a table the first stage owns whole
+        return freed
+    if owner.shape != values.shape:  # a table owned by columns
+        columns = free[0]
+        freed[0, columns] = criterion.freed(values.sum(axis=0)[columns], share)
+    elif by_unit:
+        # A unit takes part as long as any of its weights is free.
+        columns = free.any(axis=0)
+        information = np.where(free, values, 0.0).sum(axis=0)[columns]
+        chosen = np.zeros(owner.shape[1], bool)
+        chosen[columns] = criterion.freed(information, share)
+        freed = free & chosen
+    else:
+        freed[free] = criterion.freed(values[free], share)
+    return freed
+
+
+def _output_entries(
+    parameter: OwnedParameter,
+    values: np.ndarray,
+    kept: np.ndarray,
+    criterion: Criterion,
+    shares: Shares,
+    prune_kept: bool,
+) -> np.ndarray:
+    """Returns the freed entries of a last layer.
+
+    Columns of freed dimensions are freed whole. In kept columns only the query
+    side frees weights: a later objective's query may still use them, while the
+    candidate's block never changes again.
+    """
+    free = parameter.owner.numpy() == FREE
+    freed = free & ~kept
+    if prune_kept:
+        inside = free & kept
+        freed[inside] = criterion.freed(values[inside], shares.by_role["kernel"])
+    return freed
+
+
+def _apply(parameter: OwnedParameter, stage: int, freed: np.ndarray) -> float:
+    owner = parameter.owner.numpy()
+    free = owner == FREE
+    owner[free & ~freed] = stage
+    parameter.owner.assign(owner)
+    if not freed.any():
+        return 0.0
+    parameter.variable.assign(
+        np.where(owner == FREE, np.float32(0), parameter.variable.numpy())
+    )
+    return float(freed.sum() / free.sum())
+
+
+def snapshot(model: CSMF) -> dict[str, np.ndarray]:
+    """Returns copies of all parameters by name."""
+    return {p.name: p.variable.numpy() for p in model.owned_parameters}
+
+
+def reopen(
+    model: CSMF,
+    how: str,
+    before_pruning: Mapping[str, np.ndarray] | None,
+    seed: int,
+) -> None:
+    """Sets the values from which freed entries start the next stage.
+
+    Freed *output dimensions* never start from zero: with u_j = v_j = 0 on both
+    sides every gradient of dimension j is zero and it would stay dead. They are
+    drawn anew, in the scale of a fresh layer.
+
+    Args:
+      model: its `FREE` entries are set.
+      how: `zero`, `keep` (the value before pruning) or `reinitialize`.
+      before_pruning: `snapshot` before the last pruning; for `keep`.
+      seed: of the draws.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    free_dimensions = model.block_owner.numpy() == FREE
+    for parameter in model.owned_parameters:
+        value = parameter.variable.numpy()
+        free = np.broadcast_to(parameter.owner.numpy() == FREE, value.shape)
+        if not free.any():
+            continue
+        drawn = _draw(value.shape, parameter.role, generator)
+        if how == "keep" and before_pruning is not None:
+            start = before_pruning[parameter.name]
+        elif how == "reinitialize":
+            start = drawn
+        elif parameter.role == "output":
+            start = np.where(free_dimensions, drawn, np.float32(0))
+        else:
+            continue
+        parameter.variable.assign(np.where(free, start, value))
+
+
+def _draw(
+    shape: tuple[int, ...], role: str, generator: np.random.Generator
+) -> np.ndarray:
+    """Draws values as the layers' initializers do."""
+    if role == "table":
+        return generator.normal(0.0, shape[-1] ** -0.5, shape).astype(np.float32)
+    limit = np.sqrt(6.0 / (shape[0] + shape[-1]))
+    return generator.uniform(-limit, limit, shape).astype(np.float32)

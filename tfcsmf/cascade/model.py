@@ -1,0 +1,255 @@
+"""CSMF: one two-tower model whose output dimensions are divided into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from tfcsmf.config import Config
+from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
+from tfcsmf.data.prepared import EntityTable, PreparedLog
+from tfcsmf.losses import SampledSoftmax, adaptive_margin
+from tfcsmf.towers import FREE, FeatureSpec, OwnedParameter, Tower
+from tfcsmf.towers.ownership import new_owner
+
+Inputs = Mapping[str, tf.Tensor]
+
+
+class CSMF(tfrs.Model):  # type: ignore[misc]
+    """One network, one vector and one index for all objectives of a cascade.
+
+    Dimension j of both vectors belongs to one stage (`block_owner[j]`). With
+    stages counted from 0:
+
+    - the candidate vector is v = [v_0; ..; v_{S-1}], block s from pass s of the
+      candidate tower, fixed for ever once stage s is frozen;
+    - the query vector of objective o, u^(o), is pass o of the query tower on
+      blocks 0..o, and zero elsewhere;
+    - the score is s_o = <u^(o), v>, and for request weights w the fused score
+      is <sum_o w_o u^(o), v>: exact, with one query against one index.
+
+    Args:
+      query_tower: inputs to [n, d].
+      candidate_tower: inputs to [n, d].
+      loss: the sampled softmax task.
+      disjoint_blocks: use block o alone in s_o instead of blocks 0..o.
+      margin: keyword arguments of `adaptive_margin` (`form`, `strength`,
+        `maximum`).
+
+    Attributes:
+      stage: the stage in training, 0-based; it uses raw parameters and owns the
+        `FREE` entries until it is pruned.
+      frozen_candidates: float [C, d], vectors of the catalogue on the blocks of
+        earlier stages, zero elsewhere; `None` in stage 0.
+      sampling_probability: float [C], see `StageBatches.probability`.
+
+    References:
+      CSMF, arXiv 2504.12920; blocks and fusion are our reading, the one that
+      satisfies its claim of one vector of unchanged size exactly.
+    """
+
+    def __init__(
+        self,
+        query_tower: Tower,
+        candidate_tower: Tower,
+        loss: SampledSoftmax,
+        disjoint_blocks: bool = False,
+        margin: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.query_tower = query_tower
+        self.candidate_tower = candidate_tower
+        self.task = loss
+        self.disjoint_blocks = disjoint_blocks
+        self.margin = dict(margin or {"form": "none", "strength": 0.0})
+        self.block_owner = new_owner("block_owner", (query_tower.dimension,))
+        self.stage = 0
+        self.frozen_candidates: tf.Tensor | None = None
+        self.sampling_probability: tf.Tensor | None = None
+        for tower in (candidate_tower, query_tower):
+            if not tower.built:
+                tower.build(None)
+        self.built = True
+
+    @property
+    def dimension(self) -> int:
+        """Size d of the query and candidate vectors."""
+        return self.query_tower.dimension
+
+    @property
+    def owned_parameters(self) -> list[OwnedParameter]:
+        """Every trainable tensor with its owners."""
+        return [
+            *self.query_tower.owned_parameters(),
+            *self.candidate_tower.owned_parameters(),
+        ]
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable entries; owners are not parameters."""
+        return sum(parameter.size for parameter in self.owned_parameters)
+
+    def block_sizes(self, stages: int) -> list[int]:
+        """Returns the output dimensions each stage owns."""
+        owners = self.block_owner.numpy()
+        return [int(np.sum(owners == stage)) for stage in range(stages)]
+
+    def query_vectors(
+        self,
+        inputs: Inputs,
+        stage: int,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns u^(stage), float [n, d].
+
+        Args:
+          inputs: encoded query inputs.
+          stage: the objective, 0-based.
+          training: the stage is the one in training: use raw parameters, and the
+            `FREE` dimensions count as its own.
+          seed: int [2], switches dropout on.
+        """
+        vectors = self.query_tower(inputs, None if training else stage, seed=seed)
+        return tf.where(self._query_blocks(stage, training), vectors, 0.0)
+
+    def candidate_vectors(
+        self,
+        inputs: Inputs,
+        stage: int,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns block `stage` of the candidate vectors, zero elsewhere, [n, d]."""
+        vectors = self.candidate_tower(inputs, None if training else stage, seed=seed)
+        return tf.where(self._own_block(stage, training), vectors, 0.0)
+
+    def all_blocks(self, inputs: Inputs, stages: int) -> tf.Tensor:
+        """Returns the candidate vectors on the blocks of the first `stages` stages."""
+        vectors = self.candidate_vectors(inputs, 0)
+        for stage in range(1, stages):
+            vectors += self.candidate_vectors(inputs, stage)
+        return vectors
+
+    def compute_loss(
+        self, inputs: Mapping[str, Any], training: bool = False
+    ) -> tf.Tensor:
+        """Returns the mean sampled-softmax loss of a batch of the current stage.
+
+        Args:
+          inputs: a batch of `tfcsmf.data.batches.StageBatches`.
+          training: switches dropout on.
+        """
+        stage, items = self.stage, inputs["items"]
+        seed = inputs["seed"] if training else None
+        query = self.query_vectors(inputs["query"], stage, True, seed)
+        other_seed = None if seed is None else seed + [0, 7]
+        candidate = self.candidate_vectors(
+            inputs["candidate"], stage, True, other_seed
+        )
+        margin = None
+        if stage > 0:
+            frozen = tf.gather(self.frozen_candidates, items)
+            # The own block of `frozen` is zero, so this joins the blocks.
+            candidate = candidate + frozen
+            margin = self._margin(inputs["query"], frozen)
+        probability = None
+        if self.sampling_probability is not None:
+            probability = tf.gather(self.sampling_probability, items)
+        loss = self.task(
+            query,
+            candidate,
+            candidate_sampling_probability=probability,
+            candidate_ids=items,
+            score_mask=inputs["score_mask"],
+            margin=margin,
+            compute_metrics=False,
+            compute_batch_metrics=False,
+        )
+        return loss / tf.cast(tf.shape(query)[0], loss.dtype)
+
+    def _margin(self, query: Inputs, frozen: tf.Tensor) -> tf.Tensor | None:
+        if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
+            return None
+        upstream = self.query_vectors(query, self.stage - 1)
+        scores = tf.matmul(upstream, frozen, transpose_b=True)
+        if self.task.temperature is not None:
+            scores = scores / self.task.temperature
+        return adaptive_margin(scores, **self.margin)
+
+    def _own_block(self, stage: int, training: bool) -> tf.Tensor:
+        owner = tf.convert_to_tensor(self.block_owner)
+        own = tf.equal(owner, tf.constant(stage, tf.int8))
+        return own | tf.equal(owner, tf.constant(FREE, tf.int8)) if training else own
+
+    def _query_blocks(self, stage: int, training: bool) -> tf.Tensor:
+        own = self._own_block(stage, training)
+        if self.disjoint_blocks:
+            return own
+        earlier = tf.less(tf.convert_to_tensor(self.block_owner), tf.cast(stage, tf.int8))
+        return own | earlier
+
+
+def build_model(config: Config, log: PreparedLog) -> CSMF:
+    """Builds the model of a configuration for a prepared log, untrained."""
+    tf.keras.utils.set_random_seed(config.seed)
+    towers = config.towers
+    common = {
+        "dimension": towers.dimension,
+        "hidden_units": towers.hidden_units,
+        "embedding_dimension": towers.embedding_dimension,
+        "feature_dimension": towers.feature_dimension,
+        "activation": towers.activation,
+        "ownership": towers.embedding_ownership,
+        "dropout": towers.dropout,
+    }
+    features = feature_specs(log.items)
+    candidate_tower = Tower(
+        CANDIDATE_ID,
+        log.items.num_rows,
+        features,
+        # Without features an unknown candidate has nothing to be known by.
+        id_dropout=towers.candidate_id_dropout if features else 0.0,
+        name="candidate",
+        **common,
+    )
+    query_tower = Tower(
+        QUERY_ID,
+        log.users.num_rows,
+        feature_specs(log.users),
+        id_dropout=towers.query_id_dropout,
+        histories=[history_name(event) for event in log.history_events],
+        history_table=candidate_tower.id_table,
+        name="query",
+        **common,
+    )
+    loss = SampledSoftmax(
+        temperature=config.loss.temperature,
+        remove_accidental_hits=True,
+        correct_positives=False,
+    )
+    return CSMF(
+        query_tower,
+        candidate_tower,
+        loss,
+        disjoint_blocks=config.cascade.blocks == "disjoint",
+        margin=config.loss.margin.model_dump(),
+    )
+
+
+def feature_specs(table: EntityTable) -> list[FeatureSpec]:
+    """Returns what a tower has to know of a table's features."""
+    return [
+        FeatureSpec(
+            encoder.name,
+            encoder.kind,
+            table.features[encoder.name].shape[1]
+            if encoder.kind == "vector"
+            else encoder.num_rows,
+        )
+        for encoder in table.encoders
+    ]

@@ -1,0 +1,117 @@
+"""One compiled training step per stage, shared by training and recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfcsmf.cascade.model import CSMF
+from tfcsmf.config import StageConfig
+from tfcsmf.optimizers import RowAdagrad, RowAdam
+from tfcsmf.towers import FREE
+
+
+class StageStep:
+    """Forward, backward and masked update of the stage `model.stage`.
+
+    Args:
+      model: its stage must be set; parameters no longer trainable are left out of
+        the gradient altogether.
+      settings: optimizer, learning rates and decay.
+    """
+
+    def __init__(self, model: CSMF, settings: StageConfig) -> None:
+        self.model = model
+        owners = (FREE, model.stage)
+        trained = [
+            p
+            for p in model.owned_parameters
+            if np.isin(p.owner.numpy(), owners).any()
+        ]
+        self._dense = [p.variable for p in trained if p.role != "table"]
+        self._tables = [p.variable for p in trained if p.role == "table"]
+        self._names = [p.name for p in trained if p.role != "table"]
+        self._names += [p.name for p in trained if p.role == "table"]
+        make = RowAdam if settings.optimizer == "adam" else RowAdagrad
+        self.optimizers = (
+            make(settings.learning_rate, decay=settings.weight_decay, name="dense"),
+            make(
+                settings.embedding_learning_rate,
+                decay=settings.weight_decay,
+                name="tables",
+            ),
+        )
+        for optimizer, variables in zip(
+            self.optimizers, (self._dense, self._tables), strict=True
+        ):
+            optimizer.build(variables)
+            optimizer.update_only(trained)
+        self._compiled = tf.function(self._step)
+
+    def start(
+        self, phase: str, stage: int, state: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Begins a phase with fresh slots, or with those of a checkpoint.
+
+        Training moves `FREE` entries, recovery those the stage kept.
+        """
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.reset(FREE if phase == "train" else stage)
+            for slot, variable in enumerate(optimizer.state() if state else ()):
+                variable.assign(state[f"{index}/{slot}"])  # type: ignore[index]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the optimizers' steps and slots for a checkpoint."""
+        return {
+            f"{index}/{slot}": variable.numpy()
+            for index, optimizer in enumerate(self.optimizers)
+            for slot, variable in enumerate(optimizer.state())
+        }
+
+    def __call__(self, batch: Mapping[str, Any]) -> tf.Tensor:
+        """Trains on one batch; returns its mean loss, a scalar."""
+        return self._compiled(batch)
+
+    def _step(self, batch: Mapping[str, Any]) -> tf.Tensor:
+        loss, gradients = self._gradients(batch, training=True)
+        split = len(self._dense)
+        groups = (
+            (self.optimizers[0], gradients[:split], self._dense),
+            (self.optimizers[1], gradients[split:], self._tables),
+        )
+        for optimizer, part, variables in groups:
+            pairs = [
+                (gradient, variable)
+                for gradient, variable in zip(part, variables, strict=True)
+                if gradient is not None
+            ]
+            if pairs:
+                optimizer.apply_gradients(pairs)
+        return loss
+
+    def _gradients(
+        self, batch: Mapping[str, Any], training: bool
+    ) -> tuple[tf.Tensor, list[Any]]:
+        variables = [*self._dense, *self._tables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss = self.model.compute_loss(batch, training=training)
+        return loss, tape.gradient(loss, variables)
+
+    def fisher(self, batches: tf.data.Dataset) -> dict[str, np.ndarray]:
+        """Returns summed squared batch gradients by parameter name.
+
+        The diagonal of the empirical Fisher information, by batches instead of
+        examples. Parameters outside this stage count as zero.
+        """
+        sums = {p.name: np.zeros(p.variable.shape) for p in self.model.owned_parameters}
+        compute = tf.function(lambda batch: self._gradients(batch, training=False)[1])
+        for batch in batches:
+            for name, gradient in zip(self._names, compute(batch), strict=True):
+                if gradient is None:
+                    continue
+                sums[name] += np.square(tf.convert_to_tensor(gradient).numpy())
+        return sums

@@ -1,0 +1,420 @@
+"""The stage loop: pre-train, prune (CPP), recover (AR), freeze, next objective."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from tfcsmf.cascade import capacity
+from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.encoding import Encoder
+from tfcsmf.cascade.frozen import FrozenScores
+from tfcsmf.cascade.model import CSMF
+from tfcsmf.cascade.progress import Progress
+from tfcsmf.cascade.pruning import make_criterion
+from tfcsmf.cascade.stage_step import StageStep
+from tfcsmf.config import Config
+from tfcsmf.data.batches import Batch, BatchSettings, StageBatches
+from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.errors import CheckpointError, DataError
+from tfcsmf.evaluation.protocols import mean_recall
+from tfcsmf.evaluation.ranker import VectorRanker
+
+_REPORT_EVERY = 50  # steps between looks at the loss, which wait for the device
+
+
+class CascadeTrainer:
+    """Trains a model through the stages of a cascade, resumably.
+
+    Args:
+      config: stage settings are `config.stage(objective)`.
+      log: the prepared log.
+      model: trained in place.
+      directory: the run's folder; `checkpoints/` and `logs/` are written into it.
+      first_stage: where to start; > 0 appends objectives to a trained model.
+      show_progress: draw progress bars on stderr.
+
+    Example:
+      >>> trainer = CascadeTrainer(config, log, model, "out")  # doctest: +SKIP
+      >>> progress = trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: PreparedLog,
+        model: CSMF,
+        directory: str | Path,
+        first_stage: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.model = model
+        self.first_stage = first_stage
+        self.show_progress = show_progress
+        self.encoder = Encoder(model, log, config.data.history_length)
+        self.store = CheckpointStore(
+            Path(directory) / "checkpoints", config.cascade.keep_checkpoints
+        )
+        self.frozen = FrozenScores(self.encoder)
+        self.progress = Progress()
+        self.progress.begin_stage(first_stage)
+        self._scalars = tf.summary.create_file_writer(str(Path(directory) / "logs"))
+        self._best: dict[str, np.ndarray] = {}
+        self._before_pruning: dict[str, np.ndarray] = {}
+        self._restored_state: dict[str, np.ndarray] = {}
+
+    @property
+    def num_stages(self) -> int:
+        """Number of objectives."""
+        return len(self.log.objectives)
+
+    def train(self) -> Progress:
+        """Runs the stages that are left; returns the reports and curves."""
+        while self.progress.stage < self.num_stages:
+            self._run_stage()
+        return self.progress
+
+    # One stage, top to bottom.
+
+    def _run_stage(self) -> None:
+        progress, stage = self.progress, self.progress.stage
+        objective = self.log.objectives[stage]
+        settings = self.config.stage(objective)
+        batches = self._batches(objective)
+        self._open(stage, batches)
+        step = StageStep(self.model, settings)
+        if progress.phase == "train":
+            step.start("train", stage, self._restored_state)
+            self._run_phase(step, batches, 1.0, settings.epochs, settings.patience)
+            progress.epochs = progress.best_step // batches.steps_per_epoch()
+            last = stage == self.num_stages - 1 and not self.config.cascade.reserve
+            if last:
+                capacity.take_over(self.model, stage)
+                names = (p.name for p in self.model.owned_parameters)
+                progress.freed_share = dict.fromkeys(names, 0.0)
+            else:
+                self._prune(step, batches, stage)
+            recovery = settings.recovery_epochs and not last
+            if recovery:
+                progress.begin_phase("recovery")
+                self._restored_state = {}
+                self._evaluate(stage)  # what pruning cost, and the one to beat
+                self._save(step)
+        if progress.phase == "recovery":
+            step.start("recovery", stage, self._restored_state)
+            self._run_phase(
+                step, batches, settings.recovery_share, settings.recovery_epochs, 0
+            )
+        self._close(objective, batches)
+        self._save(None)
+
+    def _batches(self, objective: str) -> StageBatches:
+        loss, settings = self.config.loss, self.config.stage(objective)
+        batches = StageBatches(
+            self.log,
+            objective,
+            BatchSettings(
+                settings.batch_size,
+                loss.uniform_negatives,
+                loss.hard_negatives,
+                self.config.data.history_length,
+                self.config.seed,
+            ),
+        )
+        if self.log.items.size < 2:
+            raise DataError(
+                "Training needs at least two items to tell apart. "
+                f"Received: {self.log.items.size}."
+            )
+        return batches
+
+    def _open(self, stage: int, batches: StageBatches) -> None:
+        """Points the model at a stage; reopens freed capacity when it begins."""
+        progress, model = self.progress, self.model
+        model.stage = stage
+        model.frozen_candidates = (
+            tf.constant(self.encoder.candidates(stage)) if stage else None
+        )
+        model.sampling_probability = (
+            tf.constant(batches.probability)
+            if self.config.loss.correct_sampling
+            else None
+        )
+        beginning = progress.phase == "train" and progress.step == 0
+        if stage > 0 and beginning and not self._restored_state:
+            previous = self.config.stage(self.log.objectives[stage - 1])
+            capacity.reopen(
+                model, previous.freed, self._before_pruning, self.config.seed + stage
+            )
+
+    def _run_phase(
+        self,
+        step: StageStep,
+        batches: StageBatches,
+        share: float,
+        epochs: int,
+        patience: int,
+    ) -> None:
+        progress = self.progress
+        per_epoch = batches.steps_per_epoch(share)
+        total = per_epoch * epochs
+        # Training and recovery draw from different generators.
+        phase = 0 if progress.phase == "train" else 1
+        stream = iter(batches.dataset(share, phase, progress.step, total))
+        while progress.step < total and not progress.phase_over:
+            epoch_end = (progress.step // per_epoch + 1) * per_epoch
+            self._run_epoch(step, stream, batches.batch_size, epoch_end)
+            self._end_epoch(step, per_epoch, patience)
+        self._load(self._best)
+
+    def _run_epoch(
+        self,
+        step: StageStep,
+        stream: Iterator[Batch],
+        batch_size: int,
+        epoch_end: int,
+    ) -> None:
+        progress = self.progress
+        name = self.log.objectives[progress.stage]
+        bar = tqdm(
+            total=(epoch_end - progress.step) * batch_size,
+            desc=f"{name} {progress.phase} epoch {len(progress.curve['loss']) + 1}",
+            unit="ex",
+            unit_scale=True,
+            disable=not self.show_progress,
+            mininterval=1.0,
+        )
+        pending: list[tf.Tensor] = []
+        began = time.perf_counter()
+
+        def settle() -> None:
+            nonlocal began
+            # In order and in double precision, so that a resumed run adds the same.
+            for loss in pending:
+                progress.losses += float(loss)
+            if pending:
+                last = float(pending[-1])
+                if not np.isfinite(last):
+                    raise DataError(
+                        f"The loss of stage {name!r} should stay finite. Received: "
+                        f"{last} at step {progress.step}. Lower "
+                        "cascade.stage.learning_rate or embedding_learning_rate."
+                    )
+                bar.set_postfix(loss=f"{last:.3f}", refresh=False)
+            bar.update(len(pending) * batch_size)
+            progress.examples_seen += len(pending) * batch_size
+            progress.seconds += time.perf_counter() - began
+            pending.clear()
+            began = time.perf_counter()
+
+        for batch in itertools.islice(stream, epoch_end - progress.step):
+            pending.append(step(batch))
+            progress.step += 1
+            save = progress.step % self.config.cascade.checkpoint_every == 0
+            if save or len(pending) == _REPORT_EVERY:
+                settle()
+            if save and progress.step < epoch_end:
+                self._save(step)
+                began = time.perf_counter()
+        settle()
+        bar.close()
+
+    def _end_epoch(
+        self, step: StageStep, per_epoch: int, patience: int
+    ) -> None:
+        progress = self.progress
+        loss = progress.losses / per_epoch
+        progress.losses = 0.0
+        progress.curve["step"].append(progress.step)
+        progress.curve["loss"].append(loss)
+        value = self._evaluate(progress.stage)
+        if patience and progress.bad_evaluations >= patience:
+            progress.phase_over = True
+        self._write_scalars(loss, value)
+        self._save(step)
+
+    def _evaluate(self, stage: int) -> float | None:
+        """Validates the stage in training and remembers the best parameters."""
+        value = self.validate(stage)
+        if self.progress.record_validation(value):
+            self._best = capacity.snapshot(self.model)
+        if self.show_progress and value is not None:
+            name = self.log.objectives[stage]
+            k = self.config.evaluation.validation_k
+            tqdm.write(
+                f"  {name} {self.progress.phase} step {self.progress.step}: "
+                f"validation recall@{k} {value:.4f} (best {self.progress.best:.4f})"
+            )
+        return value
+
+    def validate(self, stage: int) -> float | None:
+        """Returns validation recall (unseen) of the stage in training."""
+        objective = self.log.objectives[stage]
+        queries = self.log.validation[objective]
+        if not len(queries.users):
+            return None
+        candidates = self.encoder.training_candidates(stage)
+        if self.model.frozen_candidates is not None:
+            candidates = candidates + self.model.frozen_candidates.numpy()
+        ranker = VectorRanker(
+            lambda _, part: self.encoder.queries(
+                part, self.log.train_histories, stage, training=True
+            ),
+            candidates,
+            self.config.evaluation.query_batch,
+            self.config.evaluation.candidate_block,
+        )
+        k = self.config.evaluation.validation_k
+        return mean_recall(ranker, queries, objective, k)
+
+    def _prune(self, step: StageStep, batches: StageBatches, stage: int) -> None:
+        cascade = self.config.cascade
+        settings = self.config.stage(self.log.objectives[stage])
+        importance = None
+        if cascade.criterion == "fisher":
+            importance = step.fisher(batches.dataset(1.0, 2, 0, 50))
+        if settings.freed == "keep":
+            self._before_pruning = capacity.snapshot(self.model)
+        shares = cascade.freed_share
+        if cascade.criterion == "cpp":
+            table, output = settings.embedding_tau, settings.output_tau
+            chosen = capacity.Shares(
+                settings.tau,
+                settings.tau if table is None else table,
+                settings.tau if output is None else output,
+            )
+        else:
+            chosen = capacity.Shares(shares, shares, shares)
+        left = self.num_stages - 1 - stage + int(cascade.reserve)
+        self.progress.freed_share = capacity.prune(
+            self.model,
+            stage,
+            make_criterion(cascade.criterion, self.config.seed + stage),
+            chosen,
+            cascade_granularity(self.config),
+            left,
+            importance,
+        )
+
+    def _close(self, objective: str, batches: StageBatches) -> None:
+        """Freezes the stage and reports it."""
+        progress, stage = self.progress, self.progress.stage
+        self.frozen.remember(stage)
+        rate = progress.examples_seen / max(progress.seconds, 1e-9)
+        k = self.config.evaluation.validation_k
+        training = progress.phases[0]["validation"]
+        progress.finished.append(
+            {
+                "name": objective,
+                "examples": len(batches.examples.pairs),
+                "examples_seen": progress.examples_seen,
+                "seconds": round(progress.seconds, 3),
+                "examples_per_second": round(rate, 1),
+                "freed_share": progress.freed_share,
+                "epochs": progress.epochs,
+                "best_validation": {
+                    f"recall@{k}": max(training, default=None),
+                    f"recall@{k}_frozen": self.validate(stage),
+                },
+            }
+        )
+        progress.curves[objective] = {"phases": progress.phases}
+        progress.begin_stage(stage + 1)
+        self._best, self._restored_state = {}, {}
+
+    def _write_scalars(self, loss: float, value: float | None) -> None:
+        name = self.log.objectives[self.progress.stage]
+        with self._scalars.as_default(step=self.progress.step):
+            prefix = f"{self.progress.stage}_{name}/{self.progress.phase}"
+            tf.summary.scalar(f"{prefix}/loss", loss)
+            if value is not None:
+                tf.summary.scalar(f"{prefix}/validation_recall", value)
+        self._scalars.flush()
+
+    # Checkpoints.
+
+    def _load(self, values: dict[str, np.ndarray]) -> None:
+        for parameter in self.model.owned_parameters:
+            if parameter.name in values:
+                parameter.variable.assign(values[parameter.name])
+
+    def _save(self, step: StageStep | None) -> None:
+        self.store.save(self.progress.to_dict(), self._arrays(step))
+
+    def _arrays(self, step: StageStep | None) -> dict[str, np.ndarray]:
+        arrays = model_arrays(self.model)
+        groups: list[tuple[str, dict[str, Any]]] = [
+            ("best", self._best),
+            ("before_pruning", self._before_pruning),
+            ("frozen", self.frozen.arrays),
+            ("optimizer", step.state() if step else {}),
+        ]
+        for group, values in groups:
+            arrays |= {f"{group}/{name}": value for name, value in values.items()}
+        return arrays
+
+    def resume(self) -> bool:
+        """Loads the newest intact checkpoint; returns whether there is one."""
+        checkpoint = self.store.latest()
+        if checkpoint is None:
+            return False
+        self.progress = Progress(**checkpoint.state)
+        load_model_arrays(self.model, checkpoint.arrays)
+
+        def group(name: str) -> dict[str, np.ndarray]:
+            prefix = f"{name}/"
+            return {
+                key[len(prefix) :]: value
+                for key, value in checkpoint.arrays.items()
+                if key.startswith(prefix)
+            }
+
+        self._best = group("best")
+        self._before_pruning = group("before_pruning")
+        self.frozen.arrays = group("frozen")
+        self._restored_state = group("optimizer")
+        return True
+
+
+def cascade_granularity(config: Config) -> str:
+    """Returns the pruning granularity of hidden kernels."""
+    return config.towers.granularity
+
+
+def model_arrays(model: CSMF) -> dict[str, np.ndarray]:
+    """Returns parameters and owners by name."""
+    arrays = {"block_owner": model.block_owner.numpy()}
+    for parameter in model.owned_parameters:
+        arrays[f"model/{parameter.name}"] = parameter.variable.numpy()
+        arrays[f"owner/{parameter.name}"] = parameter.owner.numpy()
+    return arrays
+
+
+def load_model_arrays(model: CSMF, arrays: dict[str, np.ndarray]) -> None:
+    """Sets parameters and owners from a checkpoint.
+
+    Raises:
+      CheckpointError: if names or shapes are not those of the model.
+    """
+    targets: dict[str, tf.Variable] = {"block_owner": model.block_owner}
+    for parameter in model.owned_parameters:
+        targets[f"model/{parameter.name}"] = parameter.variable
+        targets[f"owner/{parameter.name}"] = parameter.owner
+    for name, variable in targets.items():
+        shape = tuple(variable.shape)
+        if name not in arrays or arrays[name].shape != shape:
+            received = arrays[name].shape if name in arrays else "nothing"
+            raise CheckpointError(
+                f"The checkpoint should hold {name!r} of shape {shape}. Received: "
+                f"{received}. It belongs to another configuration or log."
+            )
+        variable.assign(arrays[name])

@@ -1,0 +1,227 @@
+"""Training batches: a stateless, resumable `tf.data` pipeline.
+
+Batch g of a stage is a pure function of (seed, stage, g): epochs are shuffled by a
+stateless permutation and negatives are drawn from stateless generators. A killed
+run therefore continues at batch g + 1 with exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs, QueryInputs
+from tfcsmf.data.prepared import Csr, Examples, PreparedLog
+from tfcsmf.negatives import mixed_probability, sampling_probability
+
+Batch = dict[str, object]
+
+# Generators of one batch are told apart by the last seed entry.
+_SHUFFLE, _UNIFORM, _HARD, _DROPOUT = range(4)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How batches of one stage are made.
+
+    Attributes:
+      batch_size: positives per batch (fewer if the stage has fewer examples).
+      uniform_negatives: uniform draws from the catalogue, shared by the batch.
+      hard_negatives: draws from the previous level's events without this one.
+      history_length: last events kept per history.
+      seed: of the run.
+    """
+
+    batch_size: int
+    uniform_negatives: int
+    hard_negatives: int
+    history_length: int
+    seed: int
+
+
+class StageBatches:
+    """Batches of one objective's examples.
+
+    Args:
+      log: the prepared log.
+      objective: whose examples are the positives.
+      settings: see `BatchSettings`.
+
+    Attributes:
+      probability: float32 [C], the chance that one draw of a negative is each
+        candidate: the mixture of all sources.
+    """
+
+    def __init__(
+        self, log: PreparedLog, objective: str, settings: BatchSettings
+    ) -> None:
+        self.examples = log.train[objective]
+        self.level = log.objectives.index(objective)
+        self.settings = settings
+        self.batch_size = min(settings.batch_size, len(self.examples.pairs))
+        self.num_items = log.items.size
+        self._queries = QueryInputs(
+            log.users, log.train_histories, settings.history_length
+        )
+        self._candidates = EntityInputs(log.items, CANDIDATE_ID)
+        self._known = log.known[objective]
+        self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
+        self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
+        self.probability = self._probability()
+
+    def _probability(self) -> np.ndarray:
+        pairs = self.examples.pairs
+        parts = [
+            (self.batch_size, sampling_probability(pairs.items, self.num_items)),
+            (self.settings.uniform_negatives, None),
+        ]
+        if self._hard is not None:
+            hard = sampling_probability(self._hard, self.num_items)
+            parts.append((self.hard_negatives, hard))
+        return mixed_probability(parts, self.num_items)
+
+    def subset(self, share: float) -> np.ndarray:
+        """Returns the example numbers of a fixed random subset, int64 [m]."""
+        size = len(self.examples.pairs)
+        if share >= 1.0:
+            return np.arange(size)
+        generator = np.random.Generator(
+            np.random.PCG64([self.settings.seed, self.level])
+        )
+        count = max(self.batch_size, int(round(share * size)))
+        return np.sort(generator.permutation(size)[:count])
+
+    def steps_per_epoch(self, share: float = 1.0) -> int:
+        """Returns the full batches of an epoch; the rest waits for the next."""
+        return max(1, len(self.subset(share)) // self.batch_size)
+
+    def dataset(
+        self, share: float, phase: int, first_step: int, last_step: int
+    ) -> tf.data.Dataset:
+        """Returns batches `first_step` (inclusive) to `last_step` (exclusive).
+
+        Args:
+          share: of the examples; 1 takes all.
+          phase: tells the generators of training and recovery apart.
+          first_step: steps are counted over epochs, from 0.
+          last_step: where to stop.
+        """
+        chosen = tf.constant(self.subset(share), tf.int64)
+        per_epoch = self.steps_per_epoch(share)
+
+        def make(step: tf.Tensor) -> Batch:
+            return self._batch(step, chosen, per_epoch, phase)
+
+        steps = tf.data.Dataset.range(first_step, last_step)
+        return steps.map(
+            make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        ).prefetch(4)
+
+    def _batch(
+        self, step: tf.Tensor, chosen: tf.Tensor, per_epoch: int, phase: int
+    ) -> Batch:
+        base = [self.settings.seed % (2**31), 16 * self.level + phase]
+
+        def stateless(purpose: int, counter: tf.Tensor = step) -> tf.Tensor:
+            mixed = tf.random.experimental.stateless_fold_in(base, purpose)
+            return tf.random.experimental.stateless_fold_in(mixed, counter)
+
+        epoch, within = step // per_epoch, step % per_epoch
+        slots = within * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        last = tf.cast(tf.size(chosen) - 1, tf.int64)
+        order = tf.random.experimental.index_shuffle(
+            slots, stateless(_SHUFFLE, epoch), last
+        )
+        rows = tf.gather(chosen, order)
+        return self._assemble(rows, stateless)
+
+    def _assemble(self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]) -> Batch:
+        users = tf.gather(self.examples.pairs.users, rows)
+        positives = tf.gather(self.examples.pairs.items, rows)
+        pools = [positives]
+        if self.settings.uniform_negatives:
+            pools.append(
+                tf.random.stateless_uniform(
+                    [self.settings.uniform_negatives],
+                    stateless(_UNIFORM),
+                    maxval=self.num_items,
+                    dtype=tf.int32,
+                )
+            )
+        if self._hard is not None:
+            draws = tf.random.stateless_uniform(
+                [self.hard_negatives],
+                stateless(_HARD),
+                maxval=len(self._hard),
+                dtype=tf.int32,
+            )
+            pools.append(tf.gather(self._hard, draws))
+        items = tf.concat(pools, axis=0)  # [columns]
+        return {
+            "query": self._queries(
+                users, tf.gather(self.examples.history_end, rows), positives
+            ),
+            "candidate": self._candidates(items),
+            "items": items,
+            "score_mask": known_mask(self._known, users, items),
+            "seed": stateless(_DROPOUT),
+        }
+
+
+def known_mask(known: Csr, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+    """Marks which columns may be negatives of which row.
+
+    Args:
+      known: known positives of every user, catalogue positions.
+      users: int [rows].
+      items: int32 [columns]; may repeat.
+
+    Returns:
+      bool [rows, columns]; false where the column is a known positive of the
+      row's user. Cost: the known positives of the batch's users, not rows x
+      columns comparisons.
+    """
+    offsets = tf.constant(known.offsets)
+    lists = tf.constant(known.items if len(known.items) else np.zeros(1, np.int32))
+    starts = tf.gather(offsets, users)
+    lengths = tf.gather(offsets, users + 1) - starts
+    owners, slots = _flat_ranges(starts, lengths)
+    wanted = tf.gather(lists, slots)
+    order = tf.argsort(items)
+    ordered = tf.gather(items, order)
+    first = tf.searchsorted(ordered, wanted, side="left", out_type=tf.int64)
+    last = tf.searchsorted(ordered, wanted, side="right", out_type=tf.int64)
+    # A candidate may fill several columns: one (row, column) pair for each.
+    hits, columns = _flat_ranges(first, last - first)
+    pairs = tf.stack(
+        [tf.gather(owners, hits), tf.cast(tf.gather(order, columns), tf.int64)], axis=1
+    )
+    shape = tf.cast(tf.stack([tf.size(users), tf.size(items)]), tf.int64)
+    return tf.equal(tf.scatter_nd(pairs, tf.ones_like(hits, tf.int32), shape), 0)
+
+
+def _flat_ranges(
+    starts: tf.Tensor, lengths: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (index of the range, value) of every value of every range."""
+    ranges = tf.ragged.range(starts, starts + lengths)
+    return ranges.value_rowids(), ranges.flat_values
+
+
+def _hard_pool(log: PreparedLog, level: int) -> np.ndarray | None:
+    """Items of the previous level's pairs without an event of this level."""
+    if level == 0:
+        return None
+    size = log.items.size
+
+    def keys(examples: Examples) -> np.ndarray:
+        pairs = examples.pairs
+        return pairs.users.astype(np.int64) * size + pairs.items
+
+    previous = keys(log.train[log.objectives[level - 1]])
+    current = keys(log.train[log.objectives[level]])
+    only = np.setdiff1d(previous, current)
+    return (only % size).astype(np.int32) if len(only) else None

@@ -1,0 +1,6 @@
+"""Losses: sampled softmax as a TFRS task, and the cross-stage margin."""
+
+from tfcsmf.losses.margin import adaptive_margin
+from tfcsmf.losses.sampled_softmax import SampledSoftmax
+
+__all__ = ["SampledSoftmax", "adaptive_margin"]

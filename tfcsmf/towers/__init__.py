@@ -1,0 +1,16 @@
+"""Masked towers: layers whose parameters are owned by stages."""
+
+from tfcsmf.towers.masked_dense import MaskedDense
+from tfcsmf.towers.masked_embedding import MaskedEmbedding
+from tfcsmf.towers.ownership import FREE, OwnedParameter, keep_owned
+from tfcsmf.towers.tower import FeatureSpec, Tower
+
+__all__ = [
+    "FREE",
+    "FeatureSpec",
+    "MaskedDense",
+    "MaskedEmbedding",
+    "OwnedParameter",
+    "Tower",
+    "keep_owned",
+]

@@ -1,0 +1,198 @@
+"""The two towers: encoded inputs to a vector, pass by pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfcsmf.data.rows import UNKNOWN
+from tfcsmf.towers.masked_dense import MaskedDense
+from tfcsmf.towers.masked_embedding import MaskedEmbedding
+from tfcsmf.towers.ownership import OwnedParameter
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a tower has to know of a fitted feature.
+
+    Attributes:
+      name: key in the tower's inputs.
+      kind: `categorical`, `numeric` (both one row per entity), `multi` (rows padded
+        with `PADDING`) or `vector` (floats).
+      size: rows of the table; for `vector` the width of the input.
+    """
+
+    name: str
+    kind: str
+    size: int
+
+
+class Tower(tf.keras.layers.Layer):
+    """An id, features and pooled histories, through masked dense layers.
+
+    Args:
+      id_name: key of the id rows in the inputs (`user_id` or `item_id`).
+      num_ids: rows of the id table.
+      features: fitted features, in order.
+      dimension: output size d.
+      hidden_units: sizes of the hidden layers; may be empty.
+      embedding_dimension: columns of the id table.
+      feature_dimension: columns of each feature table or projection.
+      activation: of the hidden layers.
+      ownership: of all tables; see `MaskedEmbedding`.
+      id_dropout: probability that training sees `UNKNOWN` for the id.
+      dropout: rate on the input of every dense layer in training.
+      histories: keys of history inputs, int [batch, length] rows of
+        `history_table`.
+      history_table: the candidate tower's id table, shared and owned there.
+
+    Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
+    `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
+    [2], switches dropout on (stateless, so that a resumed run repeats it).
+    Returns float [batch, d].
+    """
+
+    def __init__(
+        self,
+        id_name: str,
+        num_ids: int,
+        features: Sequence[FeatureSpec] = (),
+        dimension: int = 64,
+        hidden_units: Sequence[int] = (128,),
+        embedding_dimension: int = 64,
+        feature_dimension: int = 16,
+        activation: str = "relu",
+        ownership: Any = "entries",
+        id_dropout: float = 0.0,
+        dropout: float = 0.0,
+        histories: Sequence[str] = (),
+        history_table: MaskedEmbedding | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if histories and history_table is None:
+            raise ValueError(
+                "`history_table` should be the candidate tower's id table when "
+                f"`histories` are used. Received: None with {list(histories)}."
+            )
+        self.id_name = id_name
+        self.features = tuple(
+            FeatureSpec(**spec) if isinstance(spec, Mapping) else spec
+            for spec in features
+        )
+        self.dimension = dimension
+        self.id_dropout = id_dropout
+        self.dropout = dropout
+        self.histories = tuple(histories)
+        self._settings = {
+            "num_ids": num_ids,
+            "hidden_units": tuple(hidden_units),
+            "embedding_dimension": embedding_dimension,
+            "feature_dimension": feature_dimension,
+            "activation": activation,
+            "ownership": ownership,
+        }
+        # Owned by the candidate tower; a closure hides it from Keras tracking, so
+        # that the shared table is saved, counted and updated once.
+        self._history_table = lambda: history_table
+        self.id_table = MaskedEmbedding(
+            num_ids, embedding_dimension, ownership, name=id_name
+        )
+        self.encoders = [
+            MaskedDense(feature_dimension, use_bias=False, name=spec.name)
+            if spec.kind == "vector"
+            else MaskedEmbedding(
+                spec.size, feature_dimension, ownership, name=spec.name
+            )
+            for spec in self.features
+        ]
+        self.hidden = [
+            MaskedDense(units, activation, name=f"hidden_{index}")
+            for index, units in enumerate(hidden_units)
+        ]
+        self.output_layer = MaskedDense(
+            dimension, use_bias=False, output=True, name="output"
+        )
+
+    @property
+    def input_width(self) -> int:
+        """Columns of the concatenated encodings."""
+        return (
+            self._settings["embedding_dimension"]
+            + len(self.features) * self._settings["feature_dimension"]
+            + sum(self._history_table().dimension for _ in self.histories)
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights, whatever inputs come first."""
+        self.id_table.build(None)
+        for spec, encoder in zip(self.features, self.encoders, strict=True):
+            encoder.build(tf.TensorShape([None, spec.size]))
+        width = self.input_width
+        for layer in [*self.hidden, self.output_layer]:
+            layer.build(tf.TensorShape([None, width]))
+            width = layer.units
+        super().build(input_shape)
+
+    def call(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        stage: int | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Encodes a batch; see the class."""
+        encodings = self.encode(inputs, stage, seed)
+        for index, layer in enumerate([*self.hidden, self.output_layer]):
+            if seed is not None and self.dropout:
+                encodings = tf.nn.experimental.stateless_dropout(
+                    encodings, self.dropout, seed + [index + 1, 0]
+                )
+            encodings = layer(encodings, stage)
+        return encodings
+
+    def encode(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        stage: int | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Returns what the dense layers see, float [batch, input_width]."""
+        ids = inputs[self.id_name]
+        if seed is not None and self.id_dropout:
+            drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
+            ids = tf.where(drawn < self.id_dropout, UNKNOWN, ids)
+        parts = [self.id_table(ids, stage)]
+        for spec, encoder in zip(self.features, self.encoders, strict=True):
+            values = inputs[spec.name]
+            pooled = spec.kind == "multi"
+            parts.append((encoder.pool if pooled else encoder)(values, stage))
+        for name in self.histories:
+            parts.append(self._history_table().pool(inputs[name], stage))
+        return tf.concat(parts, axis=1)
+
+    def owned_parameters(self) -> list[OwnedParameter]:
+        """Returns every trainable tensor of this tower with its owners."""
+        layers = [self.id_table, *self.encoders, *self.hidden, self.output_layer]
+        return [
+            parameter
+            for layer in layers
+            for parameter in layer.owned_parameters(self.name)
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, without the shared table."""
+        return (
+            super().get_config()
+            | self._settings
+            | {
+                "id_name": self.id_name,
+                "features": [asdict(spec) for spec in self.features],
+                "dimension": self.dimension,
+                "id_dropout": self.id_dropout,
+                "dropout": self.dropout,
+                "histories": list(self.histories),
+            }
+        )
