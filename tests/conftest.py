@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +29,68 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Any:
+    """A configuration whose simulated log and model train in milliseconds."""
+    from tfcsmf.config import Config
+
+    return Config.from_dict(
+        {
+            "simulator": {
+                "users": 60,
+                "items": 40,
+                "exposures_per_user": 20,
+                "click_rate": 0.4,
+                "conversion_rate": 0.4,
+            },
+            "data": {"history_length": 6},
+            "towers": {
+                "dimension": 8,
+                "hidden_units": [10],
+                "embedding_dimension": 6,
+                "feature_dimension": 4,
+            },
+            "loss": {"uniform_negatives": 8},
+            "cascade": {"stage": {"batch_size": 32, "epochs": 2}},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_log(tiny_config: Any) -> Any:
+    """The prepared log of `tiny_config`: 60 users, 40 items, all feature kinds."""
+    from tfcsmf.data.prepare import prepare
+
+    return prepare(tiny_config)
+
+
+@pytest.fixture
+def build(tiny_config: Any, tiny_log: Any) -> Callable[..., Any]:
+    """Returns a function: `section.key=value` assignments -> an untrained model."""
+    from tfcsmf.cascade.model import build_model
+    from tfcsmf.config import Config
+
+    def make(*assignments: str) -> Any:
+        return build_model(
+            Config.from_dict(tiny_config.to_dict(), assignments), tiny_log
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def some_inputs(tiny_log: Any) -> tuple[Any, Any]:
+    """Encoded inputs of 20 queries and of the whole catalogue."""
+    import tensorflow as tf
+
+    from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs, QueryInputs
+
+    log = tiny_log
+    examples = log.train["conversion"]
+    queries = QueryInputs(log.users, log.train_histories, 6)(
+        tf.constant(examples.pairs.users[:20]), tf.constant(examples.history_end[:20])
+    )
+    catalogue = EntityInputs(log.items, CANDIDATE_ID)(tf.range(log.items.size))
+    return queries, catalogue

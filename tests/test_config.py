@@ -139,9 +139,6 @@ def test_bad_values_name_the_key_and_what_was_received(assignment):
     assert value.strip("{}").split()[-1].removesuffix(".0") in message
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="Config(**tree) needs string keys"
-)
 def test_a_key_that_is_no_string():
     with pytest.raises(ConfigError):
         Config.from_dict({1: 2})

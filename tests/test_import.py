@@ -57,9 +57,6 @@ def test_import_overrides_a_switch_that_is_off():
     assert result.stdout.startswith("tf_keras.")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tfcsmf._keras reads tf.keras.__version__, absent in Keras 2"
-)
 def test_import_after_tensorflow_works_when_keras_2_is_chosen():
     result = _python(
         f"import tensorflow as tf; import tfcsmf; {_SHOW_KERAS}",

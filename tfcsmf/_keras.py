@@ -17,7 +17,6 @@ def select_keras2() -> None:
     Raises:
       ImportError: if `tf.keras` is Keras 3 already.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     previous = os.environ.get(_SWITCH)
     os.environ[_SWITCH] = "1"
     tensorflow = sys.modules.get("tensorflow")

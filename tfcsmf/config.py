@@ -82,10 +82,10 @@ class DataConfig(_Section):
 class SimulatorConfig(_Section):
     """The built-in cascade simulator (`tfcsmf.data.simulator`)."""
 
-    users: Positive = 4000
-    items: Positive = 3000
+    users: Positive = 3000
+    items: Positive = 2000
     # Mean impressions per user; the funnel thins them out level by level.
-    exposures_per_user: Positive = 120
+    exposures_per_user: Positive = 80
     # Latent dimension of the ground truth.
     factors: Positive = 12
     # Zipf exponent of item popularity.
@@ -126,7 +126,7 @@ class StageConfig(_Section):
     embedding_learning_rate: PositiveFloat = 1e-2
     optimizer: Literal["adam", "adagrad"] = "adam"
     batch_size: Positive = 1024
-    epochs: Positive = 20
+    epochs: Positive = 10
     # Evaluations without improvement before a stage stops; 0 never stops early.
     patience: NonNegative = 2
     # Decoupled L2 decay of touched embedding rows.
@@ -139,6 +139,8 @@ class StageConfig(_Section):
     recovery_epochs: NonNegative = 1
     # Share of the stage's examples accuracy recovery uses per epoch.
     recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.3
+    # Learning rates of recovery, as a share of the stage's.
+    recovery_rate: PositiveFloat = 0.1
     # What freed parameters start the next stage from.
     freed: Literal["zero", "keep", "reinitialize"] = "zero"
 
@@ -328,9 +330,34 @@ def read_yaml(path: str) -> dict[str, Any]:
     return tree
 
 
+def with_options(
+    tree: Mapping[str, Any], options: Mapping[tuple[str, ...], Any]
+) -> dict[str, Any]:
+    """Returns a tree with command-line options set; `None` leaves a key alone.
+
+    Example:
+      >>> with_options({"data": {"items": "i"}}, {("data", "events"): "e"})
+      {'data': {'items': 'i', 'events': 'e'}}
+    """
+    merged = _copy_tree(tree)
+    for path, value in options.items():
+        if value is None:
+            continue
+        section = merged
+        for key in path[:-1]:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"The configuration key {key!r} should be a section. "
+                    f"Received: {section!r}."
+                )
+        section[path[-1]] = value
+    return merged
+
+
 def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _copy_tree(value) if isinstance(value, Mapping) else value
+        str(key): _copy_tree(value) if isinstance(value, Mapping) else value
         for key, value in tree.items()
     }
 

@@ -73,7 +73,11 @@ def prune(
     }
     outputs = [p for p in parameters.values() if p.role == "output"]
     kept = _prune_dimensions(
-        model.block_owner, stage, criterion, shares, stages_left,
+        model.block_owner,
+        stage,
+        criterion,
+        shares,
+        stages_left,
         sum(values[p.name].sum(axis=0) for p in outputs),
     )
     freed_share = {}
@@ -82,7 +86,11 @@ def prune(
             freed = np.zeros(parameter.owner.shape, bool)
         elif parameter.role == "output":
             freed = _output_entries(
-                parameter, values[name], kept, criterion, shares,
+                parameter,
+                values[name],
+                kept,
+                criterion,
+                shares,
                 prune_kept=name.startswith("query/"),
             )
         else:
@@ -107,7 +115,8 @@ def _prune_dimensions(
         raise CapacityError(
             f"Stage {stage} should leave one output dimension to each of the "
             f"{stages_left} stages to come and keep one. Received: {len(free)} free "
-            "dimensions. Raise towers.dimension or lower cascade.stage.output_tau."
+            "dimensions. Raise towers.dimension, or cascade.stage.output_tau so that "
+            "earlier stages free more."
         )
     freed = criterion.freed(information[free], shares.by_role["output"])
     order = np.argsort(information[free], kind="stable")
@@ -142,6 +151,11 @@ def _entries(
         chosen = np.zeros(owner.shape[1], bool)
         chosen[columns] = criterion.freed(information, share)
         freed = free & chosen
+    elif parameter.role == "table":
+        # Row by row. Over the whole table CPP would free nearly all of the rows
+        # that are rarely trained, whose entries are small, and leave tail users and
+        # items without a vector.
+        freed = criterion.freed_by_row(values, free, share)
     else:
         freed[free] = criterion.freed(values[free], share)
     return freed
@@ -197,7 +211,8 @@ def reopen(
 
     Freed *output dimensions* never start from zero: with u_j = v_j = 0 on both
     sides every gradient of dimension j is zero and it would stay dead. They are
-    drawn anew, in the scale of a fresh layer.
+    drawn anew, in the scale of a fresh layer. So are hidden units freed whole: a
+    rectified unit without weights and with a bias <= 0 would stay dead as well.
 
     Args:
       model: its `FREE` entries are set.
@@ -219,6 +234,8 @@ def reopen(
             start = drawn
         elif parameter.role == "output":
             start = np.where(free_dimensions, drawn, np.float32(0))
+        elif parameter.role == "kernel" and free.all(axis=0).any():
+            start = np.where(free.all(axis=0), drawn, np.float32(0))
         else:
             continue
         parameter.variable.assign(np.where(free, start, value))

@@ -19,7 +19,7 @@ from tfcsmf.towers.ownership import new_owner
 Inputs = Mapping[str, tf.Tensor]
 
 
-class CSMF(tfrs.Model):  # type: ignore[misc]
+class CSMF(tfrs.Model):
     """One network, one vector and one index for all objectives of a cascade.
 
     Dimension j of both vectors belongs to one stage (`block_owner[j]`). With
@@ -148,11 +148,15 @@ class CSMF(tfrs.Model):  # type: ignore[misc]
         seed = inputs["seed"] if training else None
         query = self.query_vectors(inputs["query"], stage, True, seed)
         other_seed = None if seed is None else seed + [0, 7]
-        candidate = self.candidate_vectors(
-            inputs["candidate"], stage, True, other_seed
-        )
+        candidate = self.candidate_vectors(inputs["candidate"], stage, True, other_seed)
         margin = None
         if stage > 0:
+            if self.frozen_candidates is None:
+                raise ValueError(
+                    "`frozen_candidates` should be set to the vectors of earlier "
+                    f"stages before stage {stage} is trained. Received: None. Use "
+                    "`all_blocks`."
+                )
             frozen = tf.gather(self.frozen_candidates, items)
             # The own block of `frozen` is zero, so this joins the blocks.
             candidate = candidate + frozen
@@ -190,7 +194,9 @@ class CSMF(tfrs.Model):  # type: ignore[misc]
         own = self._own_block(stage, training)
         if self.disjoint_blocks:
             return own
-        earlier = tf.less(tf.convert_to_tensor(self.block_owner), tf.cast(stage, tf.int8))
+        earlier = tf.less(
+            tf.convert_to_tensor(self.block_owner), tf.cast(stage, tf.int8)
+        )
         return own | earlier
 
 
@@ -198,7 +204,7 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
     """Builds the model of a configuration for a prepared log, untrained."""
     tf.keras.utils.set_random_seed(config.seed)
     towers = config.towers
-    common = {
+    common: dict[str, Any] = {
         "dimension": towers.dimension,
         "hidden_units": towers.hidden_units,
         "embedding_dimension": towers.embedding_dimension,

@@ -7,7 +7,7 @@ stage trained) and says which of them are freed for later stages.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,21 @@ class Criterion(Protocol):
 
         Returns:
           bool [n].
+        """
+        ...
+
+    def freed_by_row(
+        self, importance: np.ndarray, takes_part: np.ndarray, share: float
+    ) -> np.ndarray:
+        """Applies the criterion to every row of a matrix by itself.
+
+        Args:
+          importance: float [rows, n] >= 0.
+          takes_part: bool [rows, n]; other entries are never freed.
+          share: as in `freed`.
+
+        Returns:
+          bool [rows, n].
         """
         ...
 
@@ -53,10 +68,25 @@ class CumulativePercentile:
             return np.zeros(importance.shape, bool)
         ordered = np.sort(importance)
         cumulative = np.cumsum(ordered, dtype=np.float64)
-        count = int(
-            np.searchsorted(cumulative, share * cumulative[-1], side="right")
-        )
+        count = int(np.searchsorted(cumulative, share * cumulative[-1], side="right"))
         return _smallest(importance, ordered, count)
+
+    def freed_by_row(
+        self, importance: np.ndarray, takes_part: np.ndarray, share: float
+    ) -> np.ndarray:
+        """See `Criterion.freed_by_row`."""
+        if share == 0.0:
+            return np.zeros(importance.shape, bool)
+        # Entries that take no part have no mass: they come first and change nothing.
+        mass = np.where(takes_part, importance, 0.0)
+        order = np.argsort(mass, axis=1, kind="stable")
+        cumulative = np.cumsum(
+            np.take_along_axis(mass, order, axis=1), axis=1, dtype=np.float64
+        )
+        within = cumulative <= share * cumulative[:, -1:]
+        freed = np.empty_like(within)
+        np.put_along_axis(freed, order, within, axis=1)
+        return freed & takes_part
 
 
 @dataclass(frozen=True)
@@ -75,8 +105,20 @@ class FixedShare:
 
     def freed(self, importance: np.ndarray, share: float) -> np.ndarray:
         """See `Criterion.freed`."""
-        count = int(np.floor(share * importance.size))
+        count = _count(share, importance.size)
         return _smallest(importance, np.sort(importance), count)
+
+    def freed_by_row(
+        self, importance: np.ndarray, takes_part: np.ndarray, share: float
+    ) -> np.ndarray:
+        """See `Criterion.freed_by_row`."""
+        ranked = np.where(takes_part, importance, np.inf)
+        order = np.argsort(ranked, axis=1, kind="stable")
+        counts = _count(share, takes_part.sum(axis=1, keepdims=True))
+        freed = np.empty(importance.shape, bool)
+        first = np.arange(importance.shape[1]) < counts
+        np.put_along_axis(freed, order, first, axis=1)
+        return freed
 
 
 @dataclass(frozen=True)
@@ -91,10 +133,22 @@ class RandomShare:
 
     def freed(self, importance: np.ndarray, share: float) -> np.ndarray:
         """See `Criterion.freed`."""
-        count = int(np.floor(share * importance.size))
+        count = _count(share, importance.size)
         freed = np.zeros(importance.size, bool)
         freed[self.generator.permutation(importance.size)[:count]] = True
         return freed
+
+    def freed_by_row(
+        self, importance: np.ndarray, takes_part: np.ndarray, share: float
+    ) -> np.ndarray:
+        """See `Criterion.freed_by_row`."""
+        drawn = self.generator.random(importance.shape)
+        return FixedShare().freed_by_row(drawn, takes_part, share)
+
+
+def _count(share: float, size: Any) -> Any:
+    """Rounds down; 0.29 of 100 is 29, though the product is 28.999999999999996."""
+    return np.floor(np.round(share * size, 6)).astype(np.int64)
 
 
 def _smallest(importance: np.ndarray, ordered: np.ndarray, count: int) -> np.ndarray:

@@ -25,11 +25,10 @@ class StageStep:
 
     def __init__(self, model: CSMF, settings: StageConfig) -> None:
         self.model = model
+        self._settings = settings
         owners = (FREE, model.stage)
         trained = [
-            p
-            for p in model.owned_parameters
-            if np.isin(p.owner.numpy(), owners).any()
+            p for p in model.owned_parameters if np.isin(p.owner.numpy(), owners).any()
         ]
         self._dense = [p.variable for p in trained if p.role != "table"]
         self._tables = [p.variable for p in trained if p.role == "table"]
@@ -58,7 +57,10 @@ class StageStep:
 
         Training moves `FREE` entries, recovery those the stage kept.
         """
+        rates = (self._settings.learning_rate, self._settings.embedding_learning_rate)
+        share = 1.0 if phase == "train" else self._settings.recovery_rate
         for index, optimizer in enumerate(self.optimizers):
+            optimizer.learning_rate = rates[index] * share
             optimizer.reset(FREE if phase == "train" else stage)
             for slot, variable in enumerate(optimizer.state() if state else ()):
                 variable.assign(state[f"{index}/{slot}"])  # type: ignore[index]

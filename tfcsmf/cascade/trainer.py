@@ -228,9 +228,7 @@ class CascadeTrainer:
         settle()
         bar.close()
 
-    def _end_epoch(
-        self, step: StageStep, per_epoch: int, patience: int
-    ) -> None:
+    def _end_epoch(self, step: StageStep, per_epoch: int, patience: int) -> None:
         progress = self.progress
         loss = progress.losses / per_epoch
         progress.losses = 0.0
@@ -300,7 +298,7 @@ class CascadeTrainer:
             stage,
             make_criterion(cascade.criterion, self.config.seed + stage),
             chosen,
-            cascade_granularity(self.config),
+            self.config.towers.granularity,
             left,
             importance,
         )
@@ -362,6 +360,18 @@ class CascadeTrainer:
             arrays |= {f"{group}/{name}": value for name, value in values.items()}
         return arrays
 
+    def inherit(self, base: CheckpointStore) -> None:
+        """Takes over the reports of a finished run that is being extended."""
+        checkpoint = base.latest()
+        if checkpoint is None:
+            return
+        self.progress.finished = checkpoint.state["finished"]
+        self.progress.curves = checkpoint.state["curves"]
+        self._before_pruning = _group(checkpoint.arrays, "before_pruning")
+        # Remembered on this log: its histories may have grown since.
+        for stage in range(self.first_stage):
+            self.frozen.remember(stage)
+
     def resume(self) -> bool:
         """Loads the newest intact checkpoint; returns whether there is one."""
         checkpoint = self.store.latest()
@@ -370,24 +380,20 @@ class CascadeTrainer:
         self.progress = Progress(**checkpoint.state)
         load_model_arrays(self.model, checkpoint.arrays)
 
-        def group(name: str) -> dict[str, np.ndarray]:
-            prefix = f"{name}/"
-            return {
-                key[len(prefix) :]: value
-                for key, value in checkpoint.arrays.items()
-                if key.startswith(prefix)
-            }
-
-        self._best = group("best")
-        self._before_pruning = group("before_pruning")
-        self.frozen.arrays = group("frozen")
-        self._restored_state = group("optimizer")
+        self._best = _group(checkpoint.arrays, "best")
+        self._before_pruning = _group(checkpoint.arrays, "before_pruning")
+        self.frozen.arrays = _group(checkpoint.arrays, "frozen")
+        self._restored_state = _group(checkpoint.arrays, "optimizer")
         return True
 
 
-def cascade_granularity(config: Config) -> str:
-    """Returns the pruning granularity of hidden kernels."""
-    return config.towers.granularity
+def _group(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    prefix = f"{name}/"
+    return {
+        key[len(prefix) :]: value
+        for key, value in arrays.items()
+        if key.startswith(prefix)
+    }
 
 
 def model_arrays(model: CSMF) -> dict[str, np.ndarray]:

@@ -74,8 +74,12 @@ class StageBatches:
 
     def _probability(self) -> np.ndarray:
         pairs = self.examples.pairs
+        # A row's own positive is not among its negatives.
+        others = self.batch_size - 1
+        if others + self.settings.uniform_negatives + self.hard_negatives == 0:
+            others = 1  # one example and nothing drawn: any distribution will do
         parts = [
-            (self.batch_size, sampling_probability(pairs.items, self.num_items)),
+            (others, sampling_probability(pairs.items, self.num_items)),
             (self.settings.uniform_negatives, None),
         ]
         if self._hard is not None:
@@ -138,7 +142,9 @@ class StageBatches:
         rows = tf.gather(chosen, order)
         return self._assemble(rows, stateless)
 
-    def _assemble(self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]) -> Batch:
+    def _assemble(
+        self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]
+    ) -> Batch:
         users = tf.gather(self.examples.pairs.users, rows)
         positives = tf.gather(self.examples.pairs.items, rows)
         pools = [positives]
@@ -203,9 +209,7 @@ def known_mask(known: Csr, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
     return tf.equal(tf.scatter_nd(pairs, tf.ones_like(hits, tf.int32), shape), 0)
 
 
-def _flat_ranges(
-    starts: tf.Tensor, lengths: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _flat_ranges(starts: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (index of the range, value) of every value of every range."""
     ranges = tf.ragged.range(starts, starts + lengths)
     return ranges.value_rowids(), ranges.flat_values

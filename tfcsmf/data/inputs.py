@@ -6,8 +6,6 @@ feature cannot mean different things in two places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import tensorflow as tf
 
@@ -46,8 +44,7 @@ class EntityInputs:
     def __call__(self, positions: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the inputs of some positions, int [n] -> [n, ...] each."""
         return {
-            name: tf.gather(column, positions)
-            for name, column in self._columns.items()
+            name: tf.gather(column, positions) for name, column in self._columns.items()
         }
 
 
@@ -103,5 +100,3 @@ class QueryInputs:
 def _padded(items: np.ndarray) -> np.ndarray:
     """A list that is empty altogether still needs one row to gather from."""
     return items if len(items) else np.zeros(1, np.int32)
-
-

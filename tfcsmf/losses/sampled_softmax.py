@@ -34,7 +34,10 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
       correct_positives: see above.
       remove_accidental_hits: drop columns whose id equals the row's positive.
       temperature: scores are divided by it.
-      **kwargs: the other arguments of `tfrs.tasks.Retrieval`.
+      **kwargs: the other arguments of `tfrs.tasks.Retrieval`, but for `loss`.
+
+    Raises:
+      ValueError: if `loss` is given.
 
     Example:
       >>> task = SampledSoftmax()
@@ -56,6 +59,12 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         correct_positives: bool = True,
         **kwargs: Any,
     ) -> None:
+        if (args and args[0] is not None) or kwargs.get("loss") is not None:
+            raise ValueError(
+                "`loss` should be left out: this task computes its softmax itself. "
+                "Use `tfrs.tasks.Retrieval` for another loss. "
+                f"Received: {args[0] if args else kwargs['loss']}."
+            )
         super().__init__(
             *args,
             temperature=temperature,
@@ -89,7 +98,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
           sample_weight: float [rows].
           candidate_sampling_probability: float [columns], the probability that
             one draw of a negative gives this candidate; > 0.
-          candidate_ids: [columns] (or [rows]: the first ones), any dtype.
+          candidate_ids: [columns], any dtype.
           compute_metrics: as in TFRS.
           compute_batch_metrics: as in TFRS.
           score_mask: bool [rows, columns]; false columns are left out, the
@@ -164,7 +173,9 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 metric.update_state(
                     queries,
                     candidates[:rows],
-                    true_candidate_ids=candidate_ids,
+                    true_candidate_ids=None
+                    if candidate_ids is None
+                    else candidate_ids[:rows],
                     sample_weight=sample_weight,
                 )
         if compute_batch_metrics and self._batch_metrics:

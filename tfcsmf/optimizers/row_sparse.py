@@ -1,5 +1,4 @@
-"""Adam and Adagrad that touch only the rows a batch looked up, and only the
-entries the current stage may change.
+"""Adam and Adagrad that touch only looked-up rows and entries of the stage.
 
 Stock Keras Adam turns the sparse gradient of an embedding table into an update of
 the whole table, so the time of a step grows with the catalogue. Here an update
@@ -17,15 +16,14 @@ import tensorflow as tf
 
 from tfcsmf.towers.ownership import FREE, OwnedParameter
 
-_Optimizer = tf.keras.optimizers.Optimizer
 
-
-class _MaskedOptimizer(_Optimizer):  # type: ignore[misc]
+class _MaskedOptimizer(tf.keras.optimizers.Optimizer):
     """Row-sparse updates under an update mask; subclasses give the rule.
 
     Args:
       learning_rate: step size > 0.
-      decay: decoupled weight decay of touched rows and dense kernels, >= 0.
+      decay: decoupled weight decay of touched rows and dense kernels, >= 0; biases
+        do not decay.
     """
 
     def __init__(self, learning_rate: float, decay: float, name: str) -> None:
@@ -38,8 +36,10 @@ class _MaskedOptimizer(_Optimizer):  # type: ignore[misc]
         self.updatable_owner = tf.Variable(FREE, trainable=False, dtype=tf.int8)
 
     def update_only(self, parameters: Sequence[OwnedParameter]) -> None:
-        """Restricts updates of these parameters to entries owned by
-        `updatable_owner` (`FREE` at first)."""
+        """Restricts updates of these parameters to entries of `updatable_owner`.
+
+        That is `FREE` until `reset` chooses another one.
+        """
         # A closure: owners belong to the model, not to the optimizer's own state.
         owners = {p.variable.ref(): p.owner for p in parameters}
         self._owner_of = lambda variable: owners.get(variable.ref())
@@ -57,7 +57,7 @@ class _MaskedOptimizer(_Optimizer):  # type: ignore[misc]
         rows = gradient.indices if isinstance(gradient, tf.IndexedSlices) else None
         values = gradient.values if rows is not None else gradient
         update = self._update(values, rows, variable)
-        if self.decay:
+        if self.decay and variable.shape.rank > 1:  # not of biases
             current = variable if rows is None else tf.gather(variable, rows)
             rate = tf.cast(self.learning_rate, variable.dtype)
             update += rate * self.decay * current

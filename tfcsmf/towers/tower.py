@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import tensorflow as tf
@@ -97,17 +97,18 @@ class Tower(tf.keras.layers.Layer):
         }
         # Owned by the candidate tower; a closure hides it from Keras tracking, so
         # that the shared table is saved, counted and updated once.
-        self._history_table = lambda: history_table
+        self._history_table: Callable[[], Any] = lambda: history_table
         self.id_table = MaskedEmbedding(
             num_ids, embedding_dimension, ownership, name=id_name
         )
+        # Numbered, because TensorFlow allows few of the characters of column names.
         self.encoders = [
-            MaskedDense(feature_dimension, use_bias=False, name=spec.name)
+            MaskedDense(feature_dimension, use_bias=False, name=f"feature_{index}")
             if spec.kind == "vector"
             else MaskedEmbedding(
-                spec.size, feature_dimension, ownership, name=spec.name
+                spec.size, feature_dimension, ownership, name=f"feature_{index}"
             )
-            for spec in self.features
+            for index, spec in enumerate(self.features)
         ]
         self.hidden = [
             MaskedDense(units, activation, name=f"hidden_{index}")
@@ -123,18 +124,21 @@ class Tower(tf.keras.layers.Layer):
         return (
             self._settings["embedding_dimension"]
             + len(self.features) * self._settings["feature_dimension"]
-            + sum(self._history_table().dimension for _ in self.histories)
+            + sum(int(self._history_table().dimension) for _ in self.histories)
         )
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights, whatever inputs come first."""
-        self.id_table.build(None)
-        for spec, encoder in zip(self.features, self.encoders, strict=True):
-            encoder.build(tf.TensorShape([None, spec.size]))
+        shapes = [tf.TensorShape([None, spec.size]) for spec in self.features]
         width = self.input_width
         for layer in [*self.hidden, self.output_layer]:
-            layer.build(tf.TensorShape([None, width]))
+            shapes.append(tf.TensorShape([None, width]))
             width = layer.units
+        layers = [*self.encoders, *self.hidden, self.output_layer]
+        for layer, shape in zip([self.id_table, *layers], [None, *shapes], strict=True):
+            # Scopes keep variable names distinct, which weight files rely on.
+            with tf.name_scope(layer.name):
+                layer.build(shape)
         super().build(input_shape)
 
     def call(
@@ -174,13 +178,19 @@ class Tower(tf.keras.layers.Layer):
         return tf.concat(parts, axis=1)
 
     def owned_parameters(self) -> list[OwnedParameter]:
-        """Returns every trainable tensor of this tower with its owners."""
-        layers = [self.id_table, *self.encoders, *self.hidden, self.output_layer]
-        return [
-            parameter
-            for layer in layers
-            for parameter in layer.owned_parameters(self.name)
-        ]
+        """Returns every trainable tensor of this tower with its owners.
+
+        Parameters of a feature are named `<tower>/features/<feature>/...`.
+        """
+        parameters = self.id_table.owned_parameters(self.name)
+        for spec, encoder in zip(self.features, self.encoders, strict=True):
+            for parameter in encoder.owned_parameters(self.name):
+                leaf = parameter.name.rpartition("/")[2]
+                name = f"{self.name}/features/{spec.name}/{leaf}"
+                parameters.append(replace(parameter, name=name))
+        for layer in [*self.hidden, self.output_layer]:
+            parameters += layer.owned_parameters(self.name)
+        return parameters
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments, without the shared table."""

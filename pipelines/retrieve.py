@@ -1,0 +1,73 @@
+"""Ask an exported model: the best items of one user, for any weights.
+
+Example:
+    python pipelines/retrieve.py --model saved_models/shop --user-id 42 \
+        --history view=i1,i2 --history cart=i3 --weights view=1,buy=3 --k 10
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from tfcsmf import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder of a run, of versions, or one version")
+    add("--version", type=int, help="version to ask; default: the newest")
+    add("--user-id", default="", help="user; unknown ones are legal")
+    add(
+        "--history",
+        action="append",
+        default=[],
+        metavar="EVENT=i1,i2",
+        help="item ids, oldest first; once per event",
+    )
+    add(
+        "--weights",
+        metavar="a=1,b=3",
+        help="weight per objective; the others keep their default",
+    )
+    add("--k", type=int, help="number of items (default 10)")
+    add("--exclude", metavar="i1,i2", help="item ids that must not be returned")
+    add(
+        "--feature",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="user feature; commas separate several values",
+    )
+    add("--debug", action="store_true", help="show stack traces of errors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    cli.configure_logging(quiet=True)
+    # Imported late: `--help` and usage errors answer at once.
+    from tfcsmf.retrieval import requests
+    from tfcsmf.retrieval.exported import ExportedModel
+
+    histories = requests.parse_lists(arguments.history, "--history")
+    weights = requests.parse_weights(arguments.weights)
+    model = ExportedModel(arguments.model, arguments.version)
+    items = model.retrieve(
+        arguments.user_id,
+        histories,
+        weights,
+        min(10, model.k) if arguments.k is None else arguments.k,
+        cli.split_names(arguments.exclude) or (),
+        requests.parse_features(arguments.feature, model.description),
+    )
+    print(requests.format_items(items, model.objectives))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

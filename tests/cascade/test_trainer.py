@@ -1,0 +1,191 @@
+"""The stage loop end to end on a tiny simulated log."""
+
+import numpy as np
+import pytest
+
+from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.model import build_model
+from tfcsmf.cascade.trainer import CascadeTrainer, model_arrays
+from tfcsmf.config import Config
+from tfcsmf.data.prepare import prepare
+from tfcsmf.errors import CapacityError, CheckpointError
+from tfcsmf.towers import FREE
+
+TINY = {
+    "simulator": {"users": 60, "items": 40, "exposures_per_user": 20},
+    "towers": {
+        "dimension": 8,
+        "embedding_dimension": 8,
+        "feature_dimension": 4,
+        "hidden_units": [16],
+    },
+    "loss": {"uniform_negatives": 16},
+    "cascade": {
+        "objectives": ["exposure", "click", "conversion"],
+        "stage": {"epochs": 2, "batch_size": 64, "recovery_share": 0.5},
+        "checkpoint_every": 3,
+    },
+    "evaluation": {"validation_k": 5},
+}
+
+
+def _config(*assignments):
+    return Config.from_dict(TINY, assignments)
+
+
+def _trainer(config, directory, log=None, **options):
+    log = log or prepare(config)
+    model = build_model(config, log)
+    return CascadeTrainer(config, log, model, directory, show_progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: the trainer and the log."""
+    config = _config()
+    trainer = _trainer(config, tmp_path_factory.mktemp("run"))
+    trainer.train()
+    return trainer
+
+
+def test_every_stage_is_reported_in_order(finished):
+    reports = finished.progress.finished
+    assert [report["name"] for report in reports] == list(finished.log.objectives)
+    for report in reports:
+        assert report["seconds"] > 0
+        assert report["examples"] == len(finished.log.train[report["name"]].pairs)
+        assert report["examples_seen"] >= report["epochs"] > 0
+    assert max(reports[0]["freed_share"].values()) > 0.2
+    assert set(reports[-1]["freed_share"].values()) == {0.0}
+
+
+def test_frozen_scores_never_move_and_nothing_is_left_free(finished):
+    assert finished.frozen.num_stages == 3
+    assert finished.frozen.max_abs_change() == 0.0
+    assert sum(finished.model.block_sizes(3)) == finished.model.dimension
+    assert min(finished.model.block_sizes(3)) >= 1
+    for parameter in finished.model.owned_parameters:
+        assert not np.any(parameter.owner.numpy() == FREE)
+
+
+def test_the_frozen_check_notices_a_change(finished):
+    """Otherwise 0.0 would prove nothing."""
+    kernel = finished.model.query_tower.output_layer
+    before = kernel.kernel.numpy()
+    owned = kernel.kernel_owner.numpy() == 0
+    try:
+        kernel.kernel.assign(np.where(owned, before + 1e-3, before))
+        assert finished.frozen.max_abs_change() > 0.0
+    finally:
+        kernel.kernel.assign(before)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("save", [2, 6])
+def test_a_killed_run_resumes_to_the_same_parameters(tmp_path, finished, save):
+    """Killed right after some checkpoint, wherever in the cascade that is."""
+    first = _trainer(finished.config, tmp_path, finished.log)
+    original, saves = first.store.save, []
+
+    def dying(state, arrays):
+        original(state, arrays)
+        saves.append((state["stage"], state["phase"]))
+        if len(saves) == save:
+            raise _Killed
+
+    first.store.save = dying
+    with pytest.raises(_Killed):
+        first.train()
+    second = _trainer(finished.config, tmp_path, finished.log)
+    assert second.resume()
+    second.train()
+    expected = model_arrays(finished.model)
+    for name, value in model_arrays(second.model).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    for ours, theirs in zip(
+        second.progress.finished, finished.progress.finished, strict=True
+    ):
+        assert ours["best_validation"] == theirs["best_validation"]
+        assert ours["freed_share"] == theirs["freed_share"]
+    assert second.progress.curves == finished.progress.curves
+
+
+@pytest.mark.parametrize(
+    "names", [["exposure"], ["exposure", "click", "conversion", "repeat"]]
+)
+def test_any_number_of_objectives(tmp_path, names):
+    config = _config(f"cascade.objectives={names}", "cascade.stage.epochs=1")
+    trainer = _trainer(config, tmp_path)
+    trainer.train()
+    assert [r["name"] for r in trainer.progress.finished] == names
+    assert trainer.frozen.max_abs_change() == 0.0
+    assert min(trainer.model.block_sizes(len(names))) >= 1
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        [
+            "cascade.criterion=fisher",
+            "cascade.stage.optimizer=adagrad",
+            "cascade.stage.weight_decay=0.1",
+            "loss.margin.form=order",
+            "loss.hard_negatives=8",
+        ],
+        [
+            "cascade.criterion=magnitude",
+            "towers.granularity=unit",
+            "towers.embedding_ownership=columns",
+            "cascade.stage.freed=reinitialize",
+        ],
+        [
+            "cascade.criterion=random",
+            "cascade.stage.freed=keep",
+            "data.validation_users=0",
+            "loss.uniform_negatives=0",
+        ],
+        [
+            "towers.embedding_ownership=frozen",
+            "cascade.blocks=disjoint",
+            "towers.dropout=0.2",
+            "cascade.stage.recovery_epochs=0",
+        ],
+    ],
+    ids=lambda assignments: " ".join(assignments),
+)
+def test_every_option_keeps_frozen_scores(tmp_path, assignments):
+    objectives = "cascade.objectives=[exposure, click]"
+    config = _config("cascade.stage.epochs=1", objectives, *assignments)
+    trainer = _trainer(config, tmp_path)
+    trainer.train()
+    assert trainer.frozen.max_abs_change() == 0.0
+    assert len(trainer.progress.finished) == 2
+
+
+def test_too_few_dimensions_say_so(tmp_path):
+    with pytest.raises(CapacityError, match="one output dimension"):
+        _trainer(_config("towers.dimension=2"), tmp_path).train()
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path, caplog):
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    for number in range(3):
+        store.save({"step": number}, {"x": np.full(3, number)})
+    assert len(list(store.directory.iterdir())) == 2
+    newest = store.latest()
+    assert newest.state == {"step": 2}
+    (newest.path / "variables.npz").write_bytes(b"half a file")
+    older = store.latest()
+    assert older.state == {"step": 1}
+    assert older.arrays["x"].tolist() == [1, 1, 1]
+    assert "damaged" in caplog.text
+    (older.path / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="No checkpoint"):
+        store.latest()
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert CheckpointStore(tmp_path / "none").latest() is None

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs
+from tfcsmf.retrieval.folding import FoldedDense, FoldedTable, FoldedTower
+from tfcsmf.towers import FREE, MaskedDense, MaskedEmbedding
+
+
+def test_every_pass_of_a_dense_layer_gets_its_own_plain_kernel():
+    layer = MaskedDense(2, "relu")
+    layer.build(tf.TensorShape([None, 2]))
+    layer.kernel.assign([[1.0, 2.0], [3.0, 0.0]])
+    layer.kernel_owner.assign(np.int8([[0, 1], [1, FREE]]))
+    folded = FoldedDense(layer, 3)
+    assert folded.kernels[0].numpy().tolist() == [[1, 0], [0, 0]]
+    assert folded.kernels[1].numpy().tolist() == [[1, 2], [3, 0]]
+    assert folded.kernels[2] is folded.kernels[1]  # equal kernels are stored once
+    values = tf.constant([[1.0, -1.0]])
+    for stage, output in enumerate(folded([values] * 3)):
+        np.testing.assert_array_equal(output, layer(values, stage))
+
+
+@pytest.mark.parametrize("ownership", ["entries", "columns", "frozen"])
+def test_a_table_answers_every_pass(ownership):
+    layer = MaskedEmbedding(9, 4, ownership)
+    layer.build(None)
+    rng = np.random.default_rng(0)
+    layer.table_owner.assign(rng.integers(0, 3, layer.table_owner.shape).astype("i1"))
+    folded = FoldedTable(layer, 3)
+    rows, lists = tf.constant([3, 8]), tf.constant([[0, 5, 5], [0, 0, 0]])
+    for stage in range(3):
+        np.testing.assert_array_equal(folded(rows)[stage], layer(rows, stage))
+        np.testing.assert_array_equal(
+            folded.pool(lists)[stage], layer.pool(lists, stage)
+        )
+
+
+def test_owners_are_stored_only_where_a_pass_needs_them():
+    layer = MaskedEmbedding(9, 4, "entries")
+    layer.build(None)
+    owner = np.zeros((9, 4), np.int8)
+    owner[:, 3] = FREE
+    layer.table_owner.assign(owner)
+    layer.table.assign(np.where(owner == FREE, 0, layer.table.numpy()))
+    folded = FoldedTable(layer, 2)
+    assert folded.owner is None
+    first, second = folded(tf.constant([1, 2]))
+    assert first is second
+    assert folded.table is layer.table  # not a copy
+
+
+def test_folded_query_passes_are_bit_equal_to_the_model(shop, helpers):
+    users = np.arange(12, dtype=np.int32)
+    arguments = helpers.query_arguments(shop, users)
+    raw = helpers.named(shop, arguments)
+    lists = shop.log.train_histories.lists
+    ends = np.stack([lists[e].offsets[users + 1] for e in lists], axis=1)
+    actual = shop.serving.query_vectors(raw).numpy()
+    for stage in range(3):
+        expected = shop.encoder.query_vectors(
+            users, ends, shop.log.train_histories, stage
+        )
+        np.testing.assert_array_equal(actual[:, stage], expected)
+        assert np.abs(expected).max() > 0
+
+
+def test_folded_candidate_passes_are_bit_equal_to_the_model(shop):
+    inputs = EntityInputs(shop.log.items, CANDIDATE_ID)(tf.range(20))
+    for stage, vectors in enumerate(shop.serving.candidate_tower(inputs)):
+        expected = shop.model.candidate_vectors(inputs, stage)
+        np.testing.assert_array_equal(vectors, expected)
+
+
+def test_disjoint_blocks_use_their_own_dimensions_only(shop):
+    own = np.arange(3)[:, np.newaxis] == shop.model.block_owner.numpy()
+    inputs = EntityInputs(shop.log.items, CANDIDATE_ID)(tf.range(5))
+    for stage, vectors in enumerate(
+        FoldedTower(shop.model.candidate_tower, own)(inputs)
+    ):
+        assert not vectors.numpy()[:, ~own[stage]].any()

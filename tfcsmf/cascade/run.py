@@ -1,0 +1,202 @@
+"""The main job: event log in, trained, evaluated and exported retriever out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfcsmf.cascade import assessment
+from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.model import CSMF, build_model
+from tfcsmf.cascade.run_folder import RunFolder
+from tfcsmf.cascade.trainer import CascadeTrainer, load_model_arrays
+from tfcsmf.config import Config, read_yaml
+from tfcsmf.data.prepare import prepare
+from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.data.schema import save_schema
+from tfcsmf.errors import CapacityError, CheckpointError, ConfigError
+from tfcsmf.evaluation.report import write_report
+from tfcsmf.retrieval.calibration import objective_scales
+from tfcsmf.retrieval.export import export_cascade
+from tfcsmf.towers import FREE
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind.
+
+    Attributes:
+      metrics: contents of report/metrics.json.
+      report: report/index.html.
+      serving: the exported version folder, `None` if nothing was exported now.
+    """
+
+    metrics: dict[str, Any]
+    report: Path
+    serving: Path | None
+
+
+def run_cascade(
+    config: Config,
+    output: str | Path,
+    resume: bool = False,
+    extend: str | Path | None = None,
+    show_progress: bool = True,
+) -> RunResult:
+    """Runs the whole cascade; see `pipelines/run_cascade.py`.
+
+    Args:
+      config: the resolved configuration.
+      output: folder for everything the run leaves.
+      resume: continue an unfinished run in `output` (start it if there is none).
+      extend: folder of a finished run whose model gets the objectives that
+        `config` has beyond those of that run.
+      show_progress: draw progress bars on stderr.
+
+    Raises:
+      TfcsmfError: for every mistake a user can mend.
+    """
+    folder = RunFolder(output)
+    with folder.locked():
+        status = folder.run_section().get("status")
+        if status == "finished" and resume:
+            _LOG.info("The run in %s is finished already.", folder.path)
+            metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+            return RunResult(metrics, folder.metrics.with_name("index.html"), None)
+        store = CheckpointStore(folder.path / "checkpoints")
+        started = status is not None
+        if started and resume:
+            folder.check_same(config)
+        elif started and status != "finished":
+            raise CheckpointError(
+                f"{str(folder.path)!r} holds an unfinished run. Continue it with "
+                "--resume, choose another --output, or delete the folder."
+            )
+        base = CheckpointStore(Path(extend) / "checkpoints") if extend else None
+        log = prepare(config, base.load_schema() if base else None)
+        if not (started and resume):
+            store.clear()
+        folder.write_config(config, "running", extends=str(extend) if extend else None)
+        store.save_schema(save_schema(log))
+        return _train_and_publish(config, folder, log, resume, base, show_progress)
+
+
+def _train_and_publish(
+    config: Config,
+    folder: RunFolder,
+    log: PreparedLog,
+    resume: bool,
+    base: CheckpointStore | None,
+    show_progress: bool,
+) -> RunResult:
+    model = build_model(config, log)
+    first_stage = 0
+    if base is not None:
+        first_stage = _load_base(base, model, log)
+    trainer = CascadeTrainer(
+        config, log, model, folder.path, first_stage, show_progress
+    )
+    resumed = trainer.resume() if resume else False
+    if resumed:
+        _LOG.info(
+            "Resuming at stage %d, step %d.",
+            trainer.progress.stage,
+            trainer.progress.step,
+        )
+    elif base is not None:
+        trainer.inherit(base)
+    progress = trainer.train()
+
+    stages = len(log.objectives)
+    candidates = trainer.encoder.candidates(stages)
+    scales = _scales(trainer, log, candidates, config)
+    results = assessment.assess(trainer.encoder, candidates, config)
+    metrics: dict[str, Any] = {
+        "objectives": list(log.objectives),
+        "protocols": results["protocols"],
+        "stages": progress.finished,
+        "model": assessment.describe_model(model, stages),
+        "frozen_max_abs_change": trainer.frozen.max_abs_change(),
+        "baselines": results["baselines"],
+        "data": log.summary,
+        "scales": dict(zip(log.objectives, map(float, scales), strict=True)),
+    }
+    exported = export_cascade(
+        model, log, config, scales, folder.serving, candidates=candidates
+    )
+    metrics["index"] = exported.index
+    metrics["serving_version"] = int(exported.path.name)
+    report = write_report(
+        folder.path,
+        metrics,
+        history=progress.curves,
+        capacity=assessment.capacity_shares(model, log),
+        tradeoff=assessment.tradeoff(trainer.encoder, candidates, scales, config),
+        settings=config.to_dict(),
+        title="CSMF cascade: " + " > ".join(log.objectives),
+    )
+    folder.write_config(config, "finished")
+    return RunResult(metrics, report, exported.path)
+
+
+def _scales(
+    trainer: CascadeTrainer, log: PreparedLog, candidates: np.ndarray, config: Config
+) -> np.ndarray:
+    return objective_scales(
+        lambda part, stage: trainer.encoder.queries(part, log.train_histories, stage),
+        candidates,
+        [log.validation[name] for name in log.objectives],
+        config.seed,
+    )
+
+
+def base_tree(base: str | Path, objectives: list[str] | None) -> dict[str, Any]:
+    """Returns the configuration tree of a run, to be extended by objectives.
+
+    Args:
+      base: folder of the finished run.
+      objectives: its objectives, followed by the new ones.
+
+    Raises:
+      ConfigError: if they do not begin with the run's own, or append nothing.
+    """
+    tree = read_yaml(str(Path(base) / "config.yaml"))
+    before = list(tree["cascade"]["objectives"])
+    if not objectives or objectives[: len(before)] != before or objectives == before:
+        raise ConfigError(
+            "--objectives should list the objectives of the extended run and then the "
+            f"new ones. Received: {objectives} for a run with {before}."
+        )
+    return tree
+
+
+def _load_base(base: CheckpointStore, model: CSMF, log: PreparedLog) -> int:
+    """Loads a finished run into a new model; returns its number of stages."""
+    checkpoint = base.latest()
+    if checkpoint is None:
+        raise CheckpointError(
+            f"The run to extend should have checkpoints in {str(base.directory)!r}. "
+            "Received: none."
+        )
+    finished = [stage["name"] for stage in checkpoint.state["finished"]]
+    if finished != list(log.objectives[: len(finished)]):
+        raise CheckpointError(
+            f"The run to extend should be finished. Received: stages {finished} "
+            f"trained, {list(log.objectives)} asked for."
+        )
+    load_model_arrays(model, checkpoint.arrays)
+    free = int(np.sum(model.block_owner.numpy() == FREE))
+    wanted = len(log.objectives) - len(finished)
+    if free < wanted:
+        raise CapacityError(
+            f"Appending {wanted} objectives needs as many free output dimensions. "
+            f"Received: {free}. Train the base run with --set cascade.reserve=true."
+        )
+    return len(finished)

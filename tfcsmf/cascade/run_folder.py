@@ -1,0 +1,169 @@
+"""The folder of a run: its lock, its configuration, and whether it may be used."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tfcsmf.config import Config
+from tfcsmf.errors import CheckpointError, ConfigError
+from tfcsmf.files import write_atomic
+
+_PACKAGES = (
+    "tfcsmf",
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-recommenders",
+    "scann",
+    "numpy",
+    "polars",
+)
+
+
+class RunFolder:
+    """An output folder, used by one process at a time.
+
+    Args:
+      path: the folder; created when a run starts.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.serving = self.path / "serving"
+        self.metrics = self.path / "report" / "metrics.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; the lock dies with the process.
+
+        Raises:
+          ConfigError: if another process holds it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(
+                f"--output should be a folder that can be written. Received: "
+                f"{str(self.path)!r} ({error.strerror})."
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{str(self.path)!r} is in use by another run. Wait for it, or "
+                    "choose another --output."
+                ) from None
+            yield
+
+    def run_section(self) -> dict[str, Any]:
+        """Returns what is known of the run in this folder; empty if there is none."""
+        if not self.config_path.is_file():
+            return {}
+        tree = self._read()
+        section: dict[str, Any] = tree.get("run") or {}
+        return section | {"status": section.get("status", "unfinished")}
+
+    def check_same(self, config: Config) -> None:
+        """Refuses to resume with another configuration.
+
+        Raises:
+          CheckpointError: with every difference.
+        """
+        tree = self._read()
+        tree.pop("run", None)
+        before, now = _flat(tree), _flat(config.to_dict())
+        # Where checkpoints are kept does not change what they hold.
+        changes = [
+            f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changes:
+            raise CheckpointError(
+                f"--resume should continue the run in {str(self.path)!r} with its own "
+                "configuration. Received other values:\n"
+                + "\n".join(changes)
+                + "\nLeave the changed options out, or choose another --output."
+            )
+
+    def write_config(self, config: Config, status: str, **extra: Any) -> None:
+        """Writes config.yaml: the resolved tree and a `run` section."""
+        previous = self.run_section() if self.config_path.is_file() else {}
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        run = {
+            "status": status,
+            "started": now if status == "running" else previous.get("started", now),
+            "written": now,
+            "seed": config.seed,
+            "git_revision": git_revision(),
+            "versions": versions(),
+        }
+        tree = config.to_dict() | {"run": run | extra}
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        write_atomic(self.config_path, text)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{str(self.config_path)!r} should be readable YAML. Received: {error}."
+            ) from error
+        if not isinstance(tree, dict):
+            raise ConfigError(
+                f"{str(self.config_path)!r} should hold the configuration of a run. "
+                f"Received: {type(tree).__name__}."
+            )
+        return tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """Returns the commit of the source tree, with `-dirty` if it was changed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

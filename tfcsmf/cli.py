@@ -1,0 +1,100 @@
+"""What all command lines share: errors in one line, logging, small parsers."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tfcsmf.errors import TfcsmfError
+
+# TensorFlow reads this when it is imported; its start-up notes are not for users.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(
+    main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
+) -> int:
+    """Runs a command line and turns errors into one message and a status.
+
+    Args:
+      main: takes the arguments (`None`: those of the process), returns a status.
+      argv: arguments, for tests.
+
+    Returns:
+      What `main` returned; 2 for an error the user can mend (bad input, a full
+      disk), 1 for any other, 130 after Ctrl-C. With `--debug` among the arguments
+      the stack trace is printed as well.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    try:
+        return main(argv)
+    except SystemExit as error:  # argparse has said already what is wrong
+        return error.code if isinstance(error.code, int) else USER_ERROR
+    except TfcsmfError as error:
+        return _report(str(error), USER_ERROR, debug)
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED, debug)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = (
+                f"The disk is full while writing {error.filename or 'the output'}. "
+                "Free some space and run the command again (a training run continues "
+                "with --resume); nothing finished is lost."
+            )
+            return _report(message, USER_ERROR, debug)
+        return _report(_unexpected(error), FAILED, debug)
+    except Exception as error:  # the last resort of a command line
+        return _report(_unexpected(error), FAILED, debug)
+
+
+def _report(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _unexpected(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (--debug shows where)"
+
+
+def configure_logging(quiet: bool) -> None:
+    """Sends the package's own notes to stderr; TensorFlow's only if severe."""
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    for name in ("tensorflow", "absl", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Returns the names of a comma-separated option.
+
+    Example:
+      >>> split_names("view, cart,buy")
+      ['view', 'cart', 'buy']
+    """
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def next_steps(output: str | Path, report: Path) -> str:
+    """Returns how to look at a finished run, ask it and serve it."""
+    serving = (Path(output) / "serving").resolve()
+    return (
+        f"\nReport:  {report}\n"
+        f"Ask:     python pipelines/retrieve.py --model {output} --user-id U --k 10\n"
+        "Serve:   tensorflow_model_server --rest_api_port=8501 "
+        f"--model_name=cascade --model_base_path={serving}\n"
+        "         curl http://localhost:8501/v1/models/cascade/metadata"
+    )

@@ -1,0 +1,1 @@
+"""Fusion, indexes and export of trained models."""

@@ -1,0 +1,216 @@
+"""Raw request inputs, as clients send them, to encoded tower inputs.
+
+Everything here runs inside the exported model, with TensorFlow operations only.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfcsmf.data.features import FeatureEncoder
+from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
+from tfcsmf.data.prepared import EntityTable
+from tfcsmf.data.rows import NUM_RESERVED, PADDING, UNKNOWN
+from tfcsmf.retrieval.indexes import ABSENT
+
+# Argument names that mean something else in a signature.
+RESERVED = ("objective_weights", "exclude_item_ids", "self", "training")
+
+
+def argument_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns a legal and distinct signature argument for every input name.
+
+    Argument names of a SavedModel are identifiers: other characters become "_",
+    and a number is appended where two names would meet.
+
+    Example:
+      >>> argument_names(["history_add to cart", "history_add-to-cart", "2nd"])
+      ... # doctest: +NORMALIZE_WHITESPACE
+      {'history_add to cart': 'history_add_to_cart',
+       'history_add-to-cart': 'history_add_to_cart_2', '2nd': 'x2nd'}
+    """
+    result: dict[str, str] = {}
+    # TensorFlow compares node names without case.
+    taken = {name.lower() for name in RESERVED}
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        if not base[:1].isalpha():
+            base = f"x{base}"
+        if keyword.iskeyword(base):
+            base = f"{base}_"
+        argument, number = base, 1
+        while argument.lower() in taken:
+            number += 1
+            argument = f"{base}_{number}"
+        taken.add(argument.lower())
+        result[name] = argument
+    return result
+
+
+def string_table(keys: Sequence[str], values: np.ndarray, default: int) -> Any:
+    """Returns a lookup table; "" has the default, and no keys are legal too."""
+    # Python strings may repeat "", which stands for "nothing" in every input.
+    chosen = [index for index, key in enumerate(keys) if key != ""]
+    names = tf.constant(["", *(keys[index] for index in chosen)], tf.string)
+    rows = np.concatenate([[default], np.asarray(values)[chosen]]).astype(np.int64)
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(names, tf.constant(rows)), default
+    )
+
+
+class ItemTable(tf.Module):
+    """Item ids to catalogue positions and embedding rows, and back.
+
+    Args:
+      items: the catalogue.
+    """
+
+    def __init__(self, items: EntityTable) -> None:
+        super().__init__()
+        self._trained = items.trained
+        self.ids = tf.Variable(
+            tf.constant([str(name) for name in items.ids], tf.string), trainable=False
+        )
+        keys = [str(name) for name in items.ids]
+        self.table = string_table(keys, np.arange(items.size), ABSENT)
+
+    def positions(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns catalogue positions, int32; `ABSENT` for unknown ids."""
+        return tf.cast(self.table.lookup(ids), tf.int32)
+
+    def rows(self, ids: tf.Tensor, unknown: int) -> tf.Tensor:
+        """Returns embedding rows, int32; `unknown` where an id was not trained."""
+        positions = self.positions(ids)
+        trained = (positions >= 0) & (positions < self._trained)
+        return tf.where(trained, positions + NUM_RESERVED, unknown)
+
+    def names(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns item ids, string; "" for `ABSENT`."""
+        ids = tf.gather(self.ids, tf.maximum(positions, 0))
+        return tf.where(positions == ABSENT, "", ids)
+
+
+class Features(tf.Module):
+    """Feature encoders, with their vocabularies inside the saved model.
+
+    Args:
+      encoders: fitted encoders.
+    """
+
+    def __init__(self, encoders: Sequence[FeatureEncoder]) -> None:
+        super().__init__()
+        # Only tracked tables are saved; a closure hides what TensorFlow cannot track.
+        self.lookups = [
+            table for encoder in encoders if (table := encoder.build_lookup())
+        ]
+        self._encoders = lambda: tuple(encoders)
+
+    def specs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the type of every raw input."""
+        return {encoder.name: _spec(encoder) for encoder in self._encoders()}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Returns kind and width of every raw input, as JSON-able values."""
+        return {
+            encoder.name: {"kind": encoder.kind, "width": encoder.width}
+            for encoder in self._encoders()
+        }
+
+    def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Encodes raw values by feature name."""
+        return {
+            encoder.name: encoder.encode_tensor(raw[encoder.name])
+            for encoder in self._encoders()
+        }
+
+
+def _spec(encoder: FeatureEncoder) -> tf.TensorSpec:
+    if encoder.kind == "numeric":
+        return tf.TensorSpec([None], tf.float32)
+    if encoder.kind == "vector":
+        return tf.TensorSpec([None, encoder.width], tf.float32)
+    shape = [None, None] if encoder.kind == "multi" else [None]
+    return tf.TensorSpec(shape, tf.string)
+
+
+class QueryRawInputs(tf.Module):
+    """Encodes `user_id`, histories and user features.
+
+    Args:
+      users: the users.
+      items: the catalogue, for histories.
+      history_events: events with a history.
+      history_length: known items kept per history, the last ones.
+    """
+
+    def __init__(
+        self,
+        users: EntityTable,
+        items: ItemTable,
+        history_events: Sequence[str],
+        history_length: int,
+    ) -> None:
+        super().__init__()
+        ids = [str(name) for name in users.ids[: users.trained]]
+        self.users = string_table(ids, users.id_rows[: users.trained], UNKNOWN)
+        self.items = items
+        self.features = Features(users.encoders)
+        self._histories = tuple(history_name(event) for event in history_events)
+        self._length = history_length
+
+    def specs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the type of every raw input, by its own name."""
+        histories = {
+            name: tf.TensorSpec([None, None], tf.string) for name in self._histories
+        }
+        user = {QUERY_ID: tf.TensorSpec([None], tf.string)}
+        return user | histories | self.features.specs()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Returns the kind of every raw input, as JSON-able values."""
+        histories = {name: {"kind": "history"} for name in self._histories}
+        return {QUERY_ID: {"kind": "id"}} | histories | self.features.describe()
+
+    def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Encodes raw values; histories are given oldest first, as a log is."""
+        inputs = {QUERY_ID: tf.cast(self.users.lookup(raw[QUERY_ID]), tf.int32)}
+        for name in self._histories:
+            # Newest first, as in training.
+            rows = self.items.rows(tf.reverse(raw[name], [1]), PADDING)
+            known = tf.cast(tf.not_equal(rows, PADDING), tf.int32)
+            recent = tf.cumsum(known, axis=1) <= self._length
+            inputs[name] = tf.where(recent, rows, PADDING)
+        return inputs | self.features(raw)
+
+
+class CandidateRawInputs(tf.Module):
+    """Encodes `item_id` and item features.
+
+    Args:
+      items: the catalogue.
+      table: its ids.
+    """
+
+    def __init__(self, items: EntityTable, table: ItemTable) -> None:
+        super().__init__()
+        self.items = table
+        self.features = Features(items.encoders)
+
+    def specs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the type of every raw input, by its own name."""
+        return {CANDIDATE_ID: tf.TensorSpec([None], tf.string)} | self.features.specs()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Returns the kind of every raw input, as JSON-able values."""
+        return {CANDIDATE_ID: {"kind": "id"}} | self.features.describe()
+
+    def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Encodes raw values."""
+        ids = self.items.rows(raw[CANDIDATE_ID], UNKNOWN)
+        return {CANDIDATE_ID: ids} | self.features(raw)
