@@ -5,8 +5,6 @@ import subprocess
 import sys
 from importlib import resources
 
-import pytest
-
 # Keras 2 as tf.keras has no __version__ of its own; the class tells.
 _SHOW_KERAS = "print(tf.keras.Model.__module__)"
 

@@ -129,7 +129,7 @@ class StageConfig(_Section):
     epochs: Positive = 10
     # Evaluations without improvement before a stage stops; 0 never stops early.
     patience: NonNegative = 2
-    # Decoupled L2 decay of touched embedding rows.
+    # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
     # Share of information mass CPP frees after the stage (method 1.3).
     tau: Share = 0.3

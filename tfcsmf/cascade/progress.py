@@ -63,6 +63,18 @@ class Progress:
         """Learning curve of the current phase."""
         return self.phases[-1]
 
+    def stage_curves(self) -> list[dict[str, Any]]:
+        """Returns the phases with steps counted from the start of the stage."""
+        curves, offset = [], 0
+        for phase in self.phases:
+            shifted = {
+                key: [step + offset for step in phase[key]]
+                for key in ("step", "validation_step")
+            }
+            curves.append(phase | shifted)
+            offset += max(phase["step"], default=0)
+        return curves
+
     def record_validation(self, value: float | None) -> bool:
         """Notes a validation recall; returns whether it is the best so far.
 

@@ -174,6 +174,8 @@ def base_tree(base: str | Path, objectives: list[str] | None) -> dict[str, Any]:
             "--objectives should list the objectives of the extended run and then the "
             f"new ones. Received: {objectives} for a run with {before}."
         )
+    # The capacity kept back is what the new objectives are trained in.
+    tree["cascade"]["reserve"] = False
     return tree
 
 

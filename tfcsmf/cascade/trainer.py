@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,7 +251,8 @@ class CascadeTrainer:
             k = self.config.evaluation.validation_k
             tqdm.write(
                 f"  {name} {self.progress.phase} step {self.progress.step}: "
-                f"validation recall@{k} {value:.4f} (best {self.progress.best:.4f})"
+                f"validation recall@{k} {value:.4f} (best {self.progress.best:.4f})",
+                file=sys.stderr,
             )
         return value
 
@@ -325,7 +327,7 @@ class CascadeTrainer:
                 },
             }
         )
-        progress.curves[objective] = {"phases": progress.phases}
+        progress.curves[objective] = {"phases": progress.stage_curves()}
         progress.begin_stage(stage + 1)
         self._best, self._restored_state = {}, {}
 
