@@ -131,18 +131,23 @@ class StageConfig(_Section):
     patience: NonNegative = 2
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
-    # Share of information mass CPP frees after the stage (method 1.3).
-    tau: Share = 0.3
+    # Share of information mass CPP frees after the stage (method 1.3). .1 frees a
+    # third of the entries; .3 (60 %) cost the first stage of Taobao .03 of
+    # recall@50 that recovery did not bring back (docs/results.md).
+    tau: Share = 0.1
     # ... of embedding tables and of output dimensions, where they differ.
     embedding_tau: Share | None = None
     output_tau: Share | None = None
-    recovery_epochs: NonNegative = 1
-    # Share of the stage's examples accuracy recovery uses per epoch.
-    recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.3
+    # The best of these epochs, or the pruned state, is kept.
+    recovery_epochs: NonNegative = 2
+    # Share of the stage's examples recovery uses. All of them: on a subset the
+    # kept entries memorise that subset, and validation falls as the loss does.
+    recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
     # Learning rates of recovery, as a share of the stage's.
-    recovery_rate: PositiveFloat = 0.1
-    # What freed parameters start the next stage from.
-    freed: Literal["zero", "keep", "reinitialize"] = "zero"
+    recovery_rate: PositiveFloat = 0.3
+    # What freed parameters start the next stage from: "keep" (their value before
+    # pruning) starts it from the whole previous network.
+    freed: Literal["zero", "keep", "reinitialize"] = "keep"
 
 
 class MarginConfig(_Section):
