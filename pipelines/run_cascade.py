@@ -41,9 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late: `--help` and usage errors answer at once.
     from tfcsmf.cascade.run import base_tree, run_cascade
     from tfcsmf.config import Config, read_yaml, with_options
+    from tfcsmf.errors import ConfigError
     from tfcsmf.evaluation.report import format_table
 
     objectives = cli.split_names(arguments.objectives)
+    if arguments.extend and arguments.config:
+        raise ConfigError(
+            "--extend takes the configuration of the run it names. Received: --config "
+            "as well. Change single values with --set."
+        )
     if arguments.extend:
         tree = base_tree(arguments.extend, objectives)
     else:
@@ -64,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_progress=not arguments.quiet,
     )
     print(format_table(result.metrics))
-    print(cli.next_steps(arguments.output, result.report))
+    kind = result.metrics["index"]["kind"]
+    print(cli.next_steps(arguments.output, result.report, kind))
     return 0
 
 

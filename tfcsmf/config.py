@@ -128,7 +128,7 @@ class StageConfig(_Section):
     batch_size: Positive = 1024
     epochs: Positive = 10
     # Evaluations without improvement before a stage stops; 0 never stops early.
-    patience: NonNegative = 2
+    patience: NonNegative = 3
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
     # Share of information mass CPP frees after the stage (method 1.3). .1 frees a
@@ -264,6 +264,13 @@ class Config(_Section):
                     )
         for name in self.cascade.stages:
             self.stage(name)
+        blocks = len(names) + int(self.cascade.reserve)
+        if self.towers.dimension < blocks:
+            raise ConfigError(
+                "towers.dimension should give every objective (and the reserve) an "
+                f"output dimension: at least {blocks}. "
+                f"Received: {self.towers.dimension}."
+            )
         return self
 
     def stage(self, objective: str) -> StageConfig:

@@ -8,7 +8,7 @@ from tfcsmf.cascade.model import build_model
 from tfcsmf.cascade.trainer import CascadeTrainer, model_arrays
 from tfcsmf.config import Config
 from tfcsmf.data.prepare import prepare
-from tfcsmf.errors import CapacityError, CheckpointError
+from tfcsmf.errors import CheckpointError, ConfigError
 from tfcsmf.towers import FREE
 
 TINY = {
@@ -84,16 +84,26 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("save", [2, 6])
-def test_a_killed_run_resumes_to_the_same_parameters(tmp_path, finished, save):
+@pytest.mark.parametrize(
+    ("stage", "phase", "first_step"),
+    [
+        (0, "train", 3),  # in the middle of an epoch
+        (0, "recovery", 0),  # right after pruning
+        (1, "recovery", 1),
+        (2, "train", 0),  # right after a stage was frozen
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_parameters(
+    tmp_path, finished, stage, phase, first_step
+):
     """Killed right after some checkpoint, wherever in the cascade that is."""
     first = _trainer(finished.config, tmp_path, finished.log)
-    original, saves = first.store.save, []
+    original = first.store.save
 
     def dying(state, arrays):
         original(state, arrays)
-        saves.append((state["stage"], state["phase"]))
-        if len(saves) == save:
+        place = (state["stage"], state["phase"])
+        if place == (stage, phase) and state["step"] >= first_step:
             raise _Killed
 
     first.store.save = dying
@@ -165,9 +175,11 @@ def test_every_option_keeps_frozen_scores(tmp_path, assignments):
     assert len(trainer.progress.finished) == 2
 
 
-def test_too_few_dimensions_say_so(tmp_path):
-    with pytest.raises(CapacityError, match="one output dimension"):
-        _trainer(_config("towers.dimension=2"), tmp_path).train()
+def test_too_few_dimensions_say_so_before_training():
+    with pytest.raises(ConfigError, match="at least 3"):
+        _config("towers.dimension=2")
+    with pytest.raises(ConfigError, match="at least 4"):
+        _config("towers.dimension=3", "cascade.reserve=true")
 
 
 def test_a_damaged_checkpoint_falls_back(tmp_path, caplog):

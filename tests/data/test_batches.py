@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.config import Config
-from tfcsmf.data.batches import BatchSettings, StageBatches, known_mask
+from tfcsmf.data.batches import BatchSettings, StageBatches, known_lists, known_mask
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import Csr, Examples, Pairs
 from tfcsmf.data.rows import NUM_RESERVED, PADDING
@@ -170,13 +170,13 @@ def test_known_mask_equals_brute_force():
         users = rng.integers(0, 5, 7).astype(np.int32)
         items = rng.integers(0, 14, 20).astype(np.int32)  # repeats; 12, 13 unknown
         expected = [[item not in lists[user] for item in items] for user in users]
-        got = known_mask(known, tf.constant(users), tf.constant(items))
+        got = known_mask(*known_lists(known), tf.constant(users), tf.constant(items))
         np.testing.assert_array_equal(got, expected)
 
 
 def test_known_mask_without_known_positives():
     known = Csr(np.zeros(3, np.int64), np.zeros(0, np.int32))
-    got = known_mask(known, tf.constant([0, 1]), tf.constant([0, 5, 5]))
+    got = known_mask(*known_lists(known), tf.constant([0, 1]), tf.constant([0, 5, 5]))
     np.testing.assert_array_equal(got, np.ones([2, 3], bool))
 
 

@@ -228,7 +228,7 @@ def reopen(
         if not free.any():
             continue
         drawn = _draw(value.shape, parameter.role, generator)
-        if how == "keep" and before_pruning is not None:
+        if how == "keep" and before_pruning:
             start = before_pruning[parameter.name]
         elif how == "reinitialize":
             start = drawn

@@ -83,7 +83,8 @@ class Progress:
         if value is not None:
             self.curve["validation_step"].append(self.step)
             self.curve["validation"].append(value)
-        better = value is None or self.best is None or value > self.best
+        # While nothing is retrieved yet, waiting says nothing: take the latest.
+        better = not value or not self.best or value > self.best
         if better:
             self.best, self.best_step, self.bad_evaluations = value, self.step, 0
         else:

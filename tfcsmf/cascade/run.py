@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,28 +65,73 @@ def run_cascade(
       TfcsmfError: for every mistake a user can mend.
     """
     folder = RunFolder(output)
+    base = RunFolder(extend) if extend else None
+    if base is not None:
+        _check_base(base, folder)
     with folder.locked():
-        status = folder.run_section().get("status")
-        if status == "finished" and resume:
-            _LOG.info("The run in %s is finished already.", folder.path)
-            metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
-            return RunResult(metrics, folder.metrics.with_name("index.html"), None)
-        store = CheckpointStore(folder.path / "checkpoints")
-        started = status is not None
-        if started and resume:
-            folder.check_same(config)
-        elif started and status != "finished":
+        section = folder.run_section()
+        continued = bool(section) and resume
+        if continued:
+            folder.check_same(config, base.path if base else None)
+            if section["status"] == "finished":
+                _LOG.info("The run in %s is finished already.", folder.path)
+                metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+                return RunResult(metrics, folder.metrics.with_name("index.html"), None)
+        elif section.get("status", "finished") != "finished":
             raise CheckpointError(
                 f"{str(folder.path)!r} holds an unfinished run. Continue it with "
                 "--resume, choose another --output, or delete the folder."
             )
-        base = CheckpointStore(Path(extend) / "checkpoints") if extend else None
-        log = prepare(config, base.load_schema() if base else None)
-        if not (started and resume):
+        store = CheckpointStore(folder.checkpoints)
+        source = CheckpointStore(base.checkpoints) if base else None
+        log = prepare(config, source.load_schema() if source else None)
+        schema = save_schema(log) | {"examples": _fingerprint(log)}
+        if continued:
+            _check_same_log(store, schema)
+        else:
             store.clear()
-        folder.write_config(config, "running", extends=str(extend) if extend else None)
-        store.save_schema(save_schema(log))
-        return _train_and_publish(config, folder, log, resume, base, show_progress)
+        folder.write_config(config, "running", base.path if base else None, continued)
+        store.save_schema(schema)
+        return _train_and_publish(config, folder, log, resume, source, show_progress)
+
+
+def _check_base(base: RunFolder, folder: RunFolder) -> None:
+    if base.path.resolve() == folder.path.resolve():
+        raise ConfigError(
+            "--output should differ from the run that --extend names, which is kept. "
+            f"Received: {str(base.path)!r} for both."
+        )
+    status = base.run_section().get("status", "no run")
+    if status != "finished":
+        raise CheckpointError(
+            f"--extend should name the folder of a finished run. Received: "
+            f"{str(base.path)!r} ({status}). Finish it with --resume first."
+        )
+
+
+def _fingerprint(log: PreparedLog) -> dict[str, list[int]]:
+    """Returns the number of examples of every objective and a checksum of them."""
+    return {
+        name: [
+            len(examples.pairs),
+            zlib.crc32(examples.pairs.items.tobytes()),
+            zlib.crc32(examples.pairs.users.tobytes()),
+        ]
+        for name, examples in log.train.items()
+    }
+
+
+def _check_same_log(store: CheckpointStore, schema: dict[str, Any]) -> None:
+    """Refuses to resume on other data: rows would belong to other ids."""
+    if store.latest() is None:
+        return
+    before = store.load_schema()
+    changed = [key for key in schema if before.get(key) != schema[key]]
+    if changed:
+        raise CheckpointError(
+            "--resume should continue on the log the run began with. Received: a log "
+            f"that differs in {', '.join(changed)}. Restore it, or start another run."
+        )
 
 
 def _train_and_publish(
@@ -142,7 +188,9 @@ def _train_and_publish(
         settings=config.to_dict(),
         title="CSMF cascade: " + " > ".join(log.objectives),
     )
-    folder.write_config(config, "finished")
+    folder.write_config(
+        config, "finished", Path(base.directory).parent if base else None, True
+    )
     return RunResult(metrics, report, exported.path)
 
 

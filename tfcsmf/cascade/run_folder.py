@@ -39,6 +39,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
         self.serving = self.path / "serving"
         self.metrics = self.path / "report" / "metrics.json"
 
@@ -75,16 +76,17 @@ class RunFolder:
         section: dict[str, Any] = tree.get("run") or {}
         return section | {"status": section.get("status", "unfinished")}
 
-    def check_same(self, config: Config) -> None:
-        """Refuses to resume with another configuration.
+    def check_same(self, config: Config, extends: Path | None) -> None:
+        """Refuses to resume with another configuration or another base run.
 
         Raises:
           CheckpointError: with every difference.
         """
         tree = self._read()
-        tree.pop("run", None)
+        run = tree.pop("run", None) or {}
         before, now = _flat(tree), _flat(config.to_dict())
-        # Where checkpoints are kept does not change what they hold.
+        before["--extend"] = run.get("extends")
+        now["--extend"] = str(extends.resolve()) if extends else None
         changes = [
             f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now"
             for key in sorted(before.keys() | now.keys())
@@ -98,19 +100,29 @@ class RunFolder:
                 + "\nLeave the changed options out, or choose another --output."
             )
 
-    def write_config(self, config: Config, status: str, **extra: Any) -> None:
-        """Writes config.yaml: the resolved tree and a `run` section."""
-        previous = self.run_section() if self.config_path.is_file() else {}
+    def write_config(
+        self, config: Config, status: str, extends: Path | None, continued: bool
+    ) -> None:
+        """Writes config.yaml: the resolved tree and a `run` section.
+
+        Args:
+          config: the resolved tree.
+          status: `running` or `finished`.
+          extends: folder of the run that is being extended.
+          continued: the run began earlier; its start is kept.
+        """
+        previous = self.run_section() if continued else {}
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         run = {
             "status": status,
-            "started": now if status == "running" else previous.get("started", now),
+            "started": previous.get("started", now),
             "written": now,
             "seed": config.seed,
+            "extends": str(extends.resolve()) if extends else None,
             "git_revision": git_revision(),
             "versions": versions(),
         }
-        tree = config.to_dict() | {"run": run | extra}
+        tree = config.to_dict() | {"run": run}
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         write_atomic(self.config_path, text)
 

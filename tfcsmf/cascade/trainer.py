@@ -109,7 +109,7 @@ class CascadeTrainer:
                 progress.begin_phase("recovery")
                 self._restored_state = {}
                 self._evaluate(stage)  # what pruning cost, and the one to beat
-                self._save(step)
+                self._save(None)  # recovery starts with fresh slots
         if progress.phase == "recovery":
             step.start("recovery", stage, self._restored_state)
             self._run_phase(

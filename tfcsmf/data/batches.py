@@ -67,7 +67,11 @@ class StageBatches:
             log.users, log.train_histories, settings.history_length
         )
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
-        self._known = log.known[objective]
+        # Tensors, not arrays: a traced function would copy arrays into its graph.
+        self._users = tf.constant(self.examples.pairs.users)
+        self._items = tf.constant(self.examples.pairs.items)
+        self._history_end = tf.constant(self.examples.history_end)
+        self._known = known_lists(log.known[objective])
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
         self.probability = self._probability()
@@ -145,8 +149,8 @@ class StageBatches:
     def _assemble(
         self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]
     ) -> Batch:
-        users = tf.gather(self.examples.pairs.users, rows)
-        positives = tf.gather(self.examples.pairs.items, rows)
+        users = tf.gather(self._users, rows)
+        positives = tf.gather(self._items, rows)
         pools = [positives]
         if self.settings.uniform_negatives:
             pools.append(
@@ -168,20 +172,29 @@ class StageBatches:
         items = tf.concat(pools, axis=0)  # [columns]
         return {
             "query": self._queries(
-                users, tf.gather(self.examples.history_end, rows), positives
+                users, tf.gather(self._history_end, rows), positives
             ),
             "candidate": self._candidates(items),
             "items": items,
-            "score_mask": known_mask(self._known, users, items),
+            "score_mask": known_mask(*self._known, users, items),
             "seed": stateless(_DROPOUT),
         }
 
 
-def known_mask(known: Csr, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+def known_lists(known: Csr) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the offsets and items of lists as tensors, for `known_mask`."""
+    items = known.items if len(known.items) else np.zeros(1, np.int32)
+    return tf.constant(known.offsets), tf.constant(items)
+
+
+def known_mask(
+    offsets: tf.Tensor, lists: tf.Tensor, users: tf.Tensor, items: tf.Tensor
+) -> tf.Tensor:
     """Marks which columns may be negatives of which row.
 
     Args:
-      known: known positives of every user, catalogue positions.
+      offsets: int64 [U + 1], where each user's known positives begin.
+      lists: int32, the known positives, catalogue positions.
       users: int [rows].
       items: int32 [columns]; may repeat.
 
@@ -190,8 +203,6 @@ def known_mask(known: Csr, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
       row's user. Cost: the known positives of the batch's users, not rows x
       columns comparisons.
     """
-    offsets = tf.constant(known.offsets)
-    lists = tf.constant(known.items if len(known.items) else np.zeros(1, np.int32))
     starts = tf.gather(offsets, users)
     lengths = tf.gather(offsets, users + 1) - starts
     owners, slots = _flat_ranges(starts, lengths)

@@ -63,7 +63,9 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
     raw = load_log(config)
     data, objectives = config.data, config.cascade.objectives
     check_ignored([raw.items, raw.users], data.ignore)
-    histories = fixed.history_events if fixed else data.history_events or objectives
+    histories = objectives if data.history_events is None else data.history_events
+    if fixed:
+        histories = fixed.history_events
     histories = tuple(dict.fromkeys(histories))
     names = event_names(raw.events, objectives, histories)
     user_ids = all_ids(
