@@ -168,8 +168,8 @@ class LossConfig(_Section):
     correct_sampling: bool = True
     # Uniform negatives shared by the batch, beside the in-batch ones.
     uniform_negatives: NonNegative = 1024
-    # Events of the previous level without the current one, as extra negatives
-    # of stages >= 2 (exposed-not-clicked); count per batch.
+    # Items of the previous level's events without the current one (exposed, not
+    # clicked), drawn from all users and shared by the batch; stages >= 2.
     hard_negatives: NonNegative = 0
     margin: MarginConfig = MarginConfig()
 

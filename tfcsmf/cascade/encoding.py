@@ -35,10 +35,19 @@ class Encoder:
         self._query_inputs: dict[int, QueryInputs] = {}
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
 
-    def candidates(self, stages: int) -> np.ndarray:
-        """Returns the catalogue's vectors on the blocks of frozen stages, [C, d]."""
+    def candidates(
+        self, stages: int, positions: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns vectors on the blocks of the first `stages` stages, [n, d].
+
+        Args:
+          stages: frozen stages, >= 1.
+          positions: catalogue positions; all of them by default.
+        """
         return self._catalogue(
-            ("frozen", stages), lambda inputs: self.model.all_blocks(inputs, stages)
+            ("frozen", stages),
+            lambda inputs: self.model.all_blocks(inputs, stages),
+            positions,
         )
 
     def training_candidates(self, stage: int) -> np.ndarray:
@@ -105,7 +114,10 @@ class Encoder:
         return self._compiled[key]
 
     def _catalogue(
-        self, key: tuple[Any, ...], vectors_of: Callable[[Inputs], tf.Tensor]
+        self,
+        key: tuple[Any, ...],
+        vectors_of: Callable[[Inputs], tf.Tensor],
+        positions: np.ndarray | None = None,
     ) -> np.ndarray:
         def build() -> Compiled:
             @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
@@ -115,9 +127,10 @@ class Encoder:
             return encode
 
         encode = self._compile(key, build)
-        size = self.log.items.size
-        vectors = np.zeros((size, self.model.dimension), np.float32)
-        for start in range(0, size, _BATCH):
-            stop = min(start + _BATCH, size)
-            vectors[start:stop] = encode(tf.range(start, stop))
+        if positions is None:
+            positions = np.arange(self.log.items.size)
+        vectors = np.zeros((len(positions), self.model.dimension), np.float32)
+        for start in range(0, len(positions), _BATCH):
+            part = slice(start, start + _BATCH)
+            vectors[part] = encode(tf.constant(positions[part], tf.int32))
         return vectors

@@ -6,7 +6,12 @@ import numpy as np
 
 from tfcsmf.cascade.encoding import Encoder
 
-_QUERIES, _CANDIDATES = 512, 4096  # a fixed sample of users and of the catalogue
+_QUERIES, _CANDIDATES = 512, 4096  # compared at most
+
+
+def _spread(size: int, most: int) -> np.ndarray:
+    """Positions from the most frequent to the rarest and the untrained ones."""
+    return np.unique(np.linspace(0, size - 1, most).astype(np.int32))
 
 
 class FrozenScores:
@@ -46,7 +51,7 @@ class FrozenScores:
 
     def _vectors(self, stage: int) -> tuple[np.ndarray, np.ndarray]:
         log = self._encoder.log
-        users = np.arange(min(_QUERIES, log.users.size), dtype=np.int32)
+        users = _spread(log.users.size, _QUERIES)
         ends = [
             log.train_histories.lists[event].offsets[users + 1]
             for event in log.history_events
@@ -57,5 +62,5 @@ class FrozenScores:
         queries = self._encoder.query_vectors(
             users, ends_array, log.train_histories, stage
         )
-        # Copied: a slice would keep the whole catalogue's vectors alive.
-        return queries, self._encoder.candidates(stage + 1)[:_CANDIDATES].copy()
+        positions = _spread(log.items.size, _CANDIDATES)
+        return queries, self._encoder.candidates(stage + 1, positions)

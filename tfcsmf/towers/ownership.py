@@ -83,8 +83,3 @@ def keep_owned(values: tf.Tensor, owner: tf.Tensor, stage: int) -> tf.Tensor:
     """
     used = tf.less_equal(owner, tf.constant(stage, tf.int8))
     return tf.where(used, values, tf.zeros([], values.dtype))
-
-
-def updatable(owner: tf.Tensor, stage: int) -> tf.Tensor:
-    """Returns which entries of an owner tensor equal `stage` (or `FREE`), bool."""
-    return tf.equal(owner, tf.constant(stage, tf.int8))
