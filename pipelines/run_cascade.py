@@ -1,4 +1,4 @@
-"""Train, evaluate and export a cascade of objectives (CSMF).
+r"""Train, evaluate and export a cascade of objectives (CSMF).
 
 Without arguments it runs on the built-in simulator. On a log of your own:
 
@@ -17,7 +17,9 @@ from tfcsmf import cli
 def parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--events", help="event log: a Parquet or CSV file, folder or glob")

@@ -93,10 +93,12 @@ def next_steps(output: str | Path, report: Path, index: str) -> str:
     serving = (Path(output) / "serving").resolve()
     # The interpreter that has the package, which need not be `python`.
     python = os.path.relpath(sys.executable)
+    if python.startswith(os.pardir):
+        python = sys.executable
     note = "" if index == "exact" else " (a build with ScaNN's operations)"
     return (
         f"\nReport:  {report}\n"
-        f"Ask:     {python} pipelines/retrieve.py --model {output} --user-id U --k 10\n"
+        f"Ask:     {python} pipelines/retrieve.py --model {output} --user-id U\n"
         f"Serve{note}:   tensorflow_model_server --rest_api_port=8501 "
         f"--model_name=cascade --model_base_path={serving}\n"
         "         curl http://localhost:8501/v1/models/cascade/metadata"
