@@ -152,9 +152,8 @@ def _entries(
         chosen[columns] = criterion.freed(information, share)
         freed = free & chosen
     elif parameter.role == "table":
-        # Row by row. Over the whole table CPP would free nearly all of the rows
-        # that are rarely trained, whose entries are small, and leave tail users and
-        # items without a vector.
+        # Row by row, so that every user and item keeps the larger part of its own
+        # mass whatever the scale of its row (by argument; not shown to help).
         freed = criterion.freed_by_row(values, free, share)
     else:
         freed[free] = criterion.freed(values[free], share)
