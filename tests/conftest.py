@@ -94,3 +94,23 @@ def some_inputs(tiny_log: Any) -> tuple[Any, Any]:
     )
     catalogue = EntityInputs(log.items, CANDIDATE_ID)(tf.range(log.items.size))
     return queries, catalogue
+
+
+@pytest.fixture(scope="session")
+def table_rows() -> Callable[[Any], Any]:
+    """Returns a function: a training batch -> the same with ids as table rows."""
+    import tensorflow as tf
+
+    def convert(batch: Any) -> Any:
+        query, candidate = dict(batch["query"]), dict(batch["candidate"])
+        rows = batch["rows"]
+        query["user_id"] = tf.gather(rows["user_id"], query["user_id"])
+        candidate["item_id"] = tf.gather(rows["item_id"], candidate["item_id"])
+        for name, values in query.items():
+            if name.startswith("history_"):
+                flat = tf.gather(rows["item_id"], values.flat_values)
+                query[name] = values.with_flat_values(flat)
+        rest = {key: batch[key] for key in batch if key != "rows"}
+        return rest | {"query": query, "candidate": candidate}
+
+    return convert

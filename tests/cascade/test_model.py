@@ -30,8 +30,14 @@ def pruned(model, stages=3, seed=0):
 
 
 @pytest.fixture
-def batch(tiny_log):
+def row_batch(tiny_log):
     return next(iter(StageBatches(tiny_log, "click", SETTINGS).dataset(1.0, 0, 0, 1)))
+
+
+@pytest.fixture
+def batch(row_batch, table_rows):
+    """With table rows as ids, which the towers can be asked for directly."""
+    return table_rows(row_batch)
 
 
 def test_parameters_are_those_of_a_plain_two_tower_model(build, tiny_log):
@@ -153,8 +159,8 @@ def expected_loss(model, batch, query, candidate, margin=0.0):
         counts = model.sampling_probability.numpy()[items] * (len(items) - 1)
         scores = scores - np.log(counts)
     scores = scores + margin
-    hidden = ~batch["score_mask"].numpy() | (items[None] == items[: len(rows), None])
-    scores[hidden] = -np.inf
+    scores[items[None] == items[: len(rows), None]] = -np.inf
+    scores[tuple(batch["excluded_pairs"].numpy().T)] = -np.inf
     scores[rows, rows] = positives
     return (log_sum_exp(scores) - positives).mean()
 
@@ -200,6 +206,37 @@ def test_loss_of_a_later_stage(build, some_inputs, batch, form, strength):
     block = model.candidate_vectors(batch["candidate"], 1, True)
     expected = expected_loss(model, batch, query, block + frozen, margin)
     assert float(model.compute_loss(batch)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ownership", ["entries", "columns", "frozen"])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_row_blocks_change_neither_loss_nor_gradients(
+    build, some_inputs, row_batch, table_rows, stage, ownership
+):
+    model = build(
+        "loss.margin.strength=1",
+        "towers.query_id_dropout=0.5",
+        f"towers.embedding_ownership={ownership}",
+    )
+    if stage:
+        model = second_stage(model, some_inputs)
+    variables = [p.variable for p in model.owned_parameters]
+    results = []
+    for batch in (row_batch, table_rows(row_batch)):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(batch, training=True)
+        gradients = tape.gradient(loss, variables)
+        results.append([loss, *map(tf.convert_to_tensor, gradients)])
+        tables = [
+            model.query_tower.id_table.table,
+            model.candidate_tower.id_table.table,
+        ]
+        for table in tables:
+            (index,) = (i for i, v in enumerate(variables) if v is table)
+            rows = gradients[index].indices.numpy()
+            assert (len(np.unique(rows)) == len(rows)) == (batch is row_batch)
+    for mine, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_candidates_take_part_in_the_loss(build, some_inputs, batch):

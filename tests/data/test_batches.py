@@ -7,10 +7,15 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.config import Config
-from tfcsmf.data.batches import BatchSettings, StageBatches, known_lists, known_mask
+from tfcsmf.data.batches import (
+    BatchSettings,
+    StageBatches,
+    known_lists,
+    known_pairs,
+)
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import Csr, Examples, Pairs
-from tfcsmf.data.rows import NUM_RESERVED, PADDING
+from tfcsmf.data.rows import NUM_RESERVED
 
 SETTINGS = BatchSettings(
     batch_size=32, uniform_negatives=8, hard_negatives=4, history_length=6, seed=3
@@ -34,8 +39,31 @@ def flat(batch):
     }
 
 
+def as_numpy(value):
+    if isinstance(value, tf.RaggedTensor):
+        # Lists joined by a separator that is no row.
+        return value.to_tensor(-1).numpy()
+    return value.numpy()
+
+
 def numpy_of(dataset):
-    return [flat(batch) for batch in dataset.as_numpy_iterator()]
+    return [
+        {name: as_numpy(value) for name, value in flat(batch).items()}
+        for batch in dataset
+    ]
+
+
+def hidden(batch):
+    """Excluded pairs as a matrix, bool [rows, columns]."""
+    pairs = batch["excluded_pairs/"]
+    assert (np.diff(pairs[:, 0]) >= 0).all()
+    matrix = np.zeros([len(batch["query/user_id"]), len(batch["items/"])], bool)
+    matrix[tuple(pairs.T)] = True
+    return matrix
+
+
+def users_of(batch):
+    return batch["rows/user_id"][batch["query/user_id"]] - NUM_RESERVED
 
 
 def assert_same(first, second):
@@ -100,9 +128,9 @@ def test_every_example_once_per_epoch_up_to_the_remainder(tiny_log, share, batch
     orders = []
     for epoch in range(2):
         # The rows themselves, before anything is looked up.
-        batches._assemble = lambda rows, _: {"rows": rows}
+        batches._assemble = lambda rows, _: {"examples": rows}
         part = batches.dataset(share, 0, epoch * per_epoch, (epoch + 1) * per_epoch)
-        met = np.concatenate([batch["rows"] for batch in part.as_numpy_iterator()])
+        met = np.concatenate([batch["examples"] for batch in part])
         assert len(met) == per_epoch * batch_size
         assert len(np.unique(met)) == len(met)
         assert np.isin(met, numbers).all()
@@ -117,14 +145,41 @@ def test_positives_come_first_with_their_own_query(tiny_log):
     )
     for batch in numpy_of(batches.dataset(1.0, 0, 0, 3)):
         items = batch["items/"]
-        assert items.shape == (32 + 8 + 4,) and batch["score_mask/"].shape == (32, 44)
-        users = batch["query/user_id"] - NUM_RESERVED
+        assert items.shape == (32 + 8 + 4,)
+        users = users_of(batch)
         assert all(pair in pairs for pair in zip(users, items[:32], strict=True))
         np.testing.assert_array_equal(
-            batch["candidate/item_id"], tiny_log.items.id_rows[items]
+            batch["rows/item_id"][batch["candidate/item_id"]],
+            tiny_log.items.id_rows[items],
         )
         # Every positive is a known one: the loss puts it back.
-        assert not np.diag(batch["score_mask/"][:, :32]).any()
+        assert np.diag(hidden(batch)[:, :32]).all()
+
+
+def test_each_table_row_is_named_once_and_reserved_rows_come_first(
+    tiny_log, table_rows
+):
+    batches = make(tiny_log)
+    examples = batches.examples
+    for batch in batches.dataset(1.0, 0, 3, 6):
+        for rows in batch["rows"].values():
+            assert len(np.unique(rows)) == len(rows)
+            np.testing.assert_array_equal(rows[:NUM_RESERVED], range(NUM_RESERVED))
+        whole = table_rows(batch)
+        users = whole["query"]["user_id"].numpy() - NUM_RESERVED
+        pairs = examples.pairs
+        for row, (user, item) in enumerate(
+            zip(users, batch["items"][:32], strict=False)
+        ):
+            (number,) = np.flatnonzero((pairs.users == user) & (pairs.items == item))
+            expected = batches._queries(
+                tf.constant(pairs.users[[number]]),
+                tf.constant(examples.history_end[[number]]),
+                tf.constant(pairs.items[[number]]),
+            )
+            for event in tiny_log.history_events:
+                got = whole["query"][f"history_{event}"][row]
+                np.testing.assert_array_equal(got, expected[f"history_{event}"][0])
 
 
 def raw_events(config):
@@ -148,9 +203,9 @@ def test_histories_hold_neither_the_target_nor_the_future(tiny_config, tiny_log)
         tf.constant(examples.pairs.items),
     )
     for event in tiny_log.history_events:
-        history = inputs[f"history_{event}"].numpy()
+        history = inputs[f"history_{event}"]
         for row in rows:
-            positions = history[row][history[row] != PADDING] - NUM_RESERVED
+            positions = history[row].numpy() - NUM_RESERVED
             user = tiny_log.users.ids[examples.pairs.users[row]]
             assert examples.pairs.items[row] not in positions
             for position in positions:
@@ -161,31 +216,38 @@ def test_histories_hold_neither_the_target_nor_the_future(tiny_config, tiny_log)
     assert met > 1000
 
 
-def test_known_mask_equals_brute_force():
+def test_known_pairs_equal_brute_force():
     rng = np.random.default_rng(0)
-    lists = [np.sort(rng.choice(12, size, replace=False)) for size in (0, 3, 12, 1, 5)]
+    # The last two share their last 16 bits with others.
+    names = np.concatenate([np.arange(12), [5 + 2**16, 7 + 2**17]])
+    lists = [
+        np.sort(rng.choice(names, size, replace=False)) for size in (0, 3, 14, 1, 5)
+    ]
     offsets = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
     known = Csr(offsets, np.concatenate(lists).astype(np.int32))
     for _ in range(5):
         users = rng.integers(0, 5, 7).astype(np.int32)
-        items = rng.integers(0, 14, 20).astype(np.int32)  # repeats; 12, 13 unknown
-        expected = [[item not in lists[user] for item in items] for user in users]
-        got = known_mask(*known_lists(known), tf.constant(users), tf.constant(items))
-        np.testing.assert_array_equal(got, expected)
+        items = rng.choice([*names, 12, 13], 20).astype(np.int32)  # repeats
+        expected = [[item in lists[user] for item in items] for user in users]
+        got = known_pairs(*known_lists(known), tf.constant(users), tf.constant(items))
+        assert (np.diff(got[:, 0]) >= 0).all()
+        matrix = np.zeros([7, 20], bool)
+        matrix[tuple(got.numpy().T)] = True
+        np.testing.assert_array_equal(matrix, expected)
+        assert len(got) == matrix.sum()
 
 
-def test_known_mask_without_known_positives():
+def test_known_pairs_without_known_positives():
     known = Csr(np.zeros(3, np.int64), np.zeros(0, np.int32))
-    got = known_mask(*known_lists(known), tf.constant([0, 1]), tf.constant([0, 5, 5]))
-    np.testing.assert_array_equal(got, np.ones([2, 3], bool))
+    got = known_pairs(*known_lists(known), tf.constant([0, 1]), tf.constant([0, 5, 5]))
+    assert got.shape == (0, 2)
 
 
-def test_score_mask_hides_all_known_positives_of_the_row(tiny_log):
+def test_excluded_pairs_are_all_known_positives_of_the_row(tiny_log):
     known = tiny_log.known["click"]
     (batch,) = numpy_of(make(tiny_log).dataset(1.0, 0, 5, 6))
-    users = batch["query/user_id"] - NUM_RESERVED
-    expected = [~np.isin(batch["items/"], known.row(user)) for user in users]
-    np.testing.assert_array_equal(batch["score_mask/"], expected)
+    expected = [np.isin(batch["items/"], known.row(user)) for user in users_of(batch)]
+    np.testing.assert_array_equal(hidden(batch), expected)
 
 
 def test_batch_larger_than_the_examples(tiny_log):
@@ -212,7 +274,7 @@ def test_no_history_at_all(tiny_log):
     log.train["click"].history_end[:] = 0  # a copy of the log's own
     (batch,) = numpy_of(make(log).dataset(1.0, 0, 0, 1))
     for event in log.history_events:
-        assert (batch[f"query/history_{event}"] == PADDING).all()
+        assert batch[f"query/history_{event}"].shape == (32, 0)
 
 
 def chi_square(drawn, expected_share):
@@ -279,6 +341,4 @@ def test_items_without_a_row_of_their_own(tiny_config):
     assert 0 < log.items.trained < log.items.size
     for name in log.objectives:
         for batch in numpy_of(make(log, name).dataset(1.0, 0, 0, 4)):
-            for key, values in batch.items():
-                if key.startswith("query/history_") or key == "candidate/item_id":
-                    assert values.max() < log.items.num_rows
+            assert batch["rows/item_id"].max() < log.items.num_rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,16 @@ from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
 from tfcsmf.data.prepared import EntityTable, PreparedLog
 from tfcsmf.losses import SampledSoftmax, adaptive_margin
-from tfcsmf.towers import FREE, FeatureSpec, OwnedParameter, Tower
+from tfcsmf.towers import (
+    FREE,
+    FeatureSpec,
+    MaskedEmbedding,
+    OwnedParameter,
+    RowBlock,
+    Tower,
+)
 from tfcsmf.towers.ownership import new_owner
+from tfcsmf.towers.tower import NO_BLOCKS, Blocks
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -104,6 +112,7 @@ class CSMF(tfrs.Model):
         stage: int,
         training: bool = False,
         seed: tf.Tensor | None = None,
+        blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Returns u^(stage), float [n, d].
 
@@ -113,8 +122,11 @@ class CSMF(tfrs.Model):
           training: the stage is the one in training: use raw parameters, and the
             `FREE` dimensions count as its own.
           seed: int [2], switches dropout on.
+          blocks: see `row_blocks`.
         """
-        vectors = self.query_tower(inputs, None if training else stage, seed=seed)
+        vectors = self.query_tower(
+            inputs, None if training else stage, seed=seed, blocks=blocks
+        )
         return tf.where(self._query_blocks(stage, training), vectors, 0.0)
 
     def candidate_vectors(
@@ -123,9 +135,12 @@ class CSMF(tfrs.Model):
         stage: int,
         training: bool = False,
         seed: tf.Tensor | None = None,
+        blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Returns block `stage` of the candidate vectors, zero elsewhere, [n, d]."""
-        vectors = self.candidate_tower(inputs, None if training else stage, seed=seed)
+        vectors = self.candidate_tower(
+            inputs, None if training else stage, seed=seed, blocks=blocks
+        )
         return tf.where(self._own_block(stage, training), vectors, 0.0)
 
     def all_blocks(self, inputs: Inputs, stages: int) -> tf.Tensor:
@@ -146,9 +161,12 @@ class CSMF(tfrs.Model):
         """
         stage, items = self.stage, inputs["items"]
         seed = inputs["seed"] if training else None
-        query = self.query_vectors(inputs["query"], stage, True, seed)
+        blocks = self.row_blocks(inputs.get("rows", {}))
+        query = self.query_vectors(inputs["query"], stage, True, seed, blocks)
         other_seed = None if seed is None else seed + [0, 7]
-        candidate = self.candidate_vectors(inputs["candidate"], stage, True, other_seed)
+        candidate = self.candidate_vectors(
+            inputs["candidate"], stage, True, other_seed, blocks
+        )
         margin = None
         if stage > 0:
             if self.frozen_candidates is None:
@@ -160,7 +178,7 @@ class CSMF(tfrs.Model):
             frozen = tf.gather(self.frozen_candidates, items)
             # The own block of `frozen` is zero, so this joins the blocks.
             candidate = candidate + frozen
-            margin = self._margin(inputs["query"], frozen)
+            margin = self._margin(inputs["query"], frozen, blocks)
         probability = None
         if self.sampling_probability is not None:
             probability = tf.gather(self.sampling_probability, items)
@@ -168,22 +186,41 @@ class CSMF(tfrs.Model):
             query,
             candidate,
             candidate_sampling_probability=probability,
-            candidate_ids=items,
-            score_mask=inputs["score_mask"],
             margin=margin,
+            excluded_pairs=inputs["excluded_pairs"],
             compute_metrics=False,
             compute_batch_metrics=False,
         )
         return loss / tf.cast(tf.shape(query)[0], loss.dtype)
 
-    def _margin(self, query: Inputs, frozen: tf.Tensor) -> tf.Tensor | None:
+    @property
+    def id_tables(self) -> dict[str, MaskedEmbedding]:
+        """The tables of both towers' ids, by id name."""
+        towers = (self.query_tower, self.candidate_tower)
+        return {tower.id_name: tower.id_table for tower in towers}
+
+    def row_blocks(self, rows: Mapping[str, tf.Tensor]) -> dict[str, RowBlock]:
+        """Returns table rows by id name, for inputs whose ids are numbers in them."""
+        return {name: self.id_tables[name].block(part) for name, part in rows.items()}
+
+    def _margin(
+        self, query: Inputs, frozen: tf.Tensor, blocks: Blocks
+    ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+        """Returns the margins of rows [start, stop) as a function of both."""
         if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
             return None
-        upstream = self.query_vectors(query, self.stage - 1)
-        scores = tf.matmul(upstream, frozen, transpose_b=True)
+        upstream = self.query_vectors(query, self.stage - 1, blocks=blocks)
         if self.task.temperature is not None:
-            scores = scores / self.task.temperature
-        return adaptive_margin(scores, **self.margin)
+            upstream = upstream / self.task.temperature
+        upstream = tf.stop_gradient(upstream)
+
+        def margin(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+            part = upstream[start:stop]
+            positives = tf.reduce_sum(part * frozen[start:stop], axis=1)
+            scores = tf.matmul(part, frozen, transpose_b=True)
+            return adaptive_margin(scores, **self.margin, positives=positives)
+
+        return margin
 
     def _own_block(self, stage: int, training: bool) -> tf.Tensor:
         owner = tf.convert_to_tensor(self.block_owner)
@@ -235,7 +272,8 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
     )
     loss = SampledSoftmax(
         temperature=config.loss.temperature,
-        remove_accidental_hits=True,
+        # Batches exclude a user's known positives, the row's own among them.
+        remove_accidental_hits=False,
         correct_positives=False,
     )
     return CSMF(

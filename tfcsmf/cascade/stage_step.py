@@ -21,9 +21,13 @@ class StageStep:
       model: its stage must be set; parameters no longer trainable are left out of
         the gradient altogether.
       settings: optimizer, learning rates and decay.
+      batch_spec: `StageBatches.element_spec`; batches differ in shape, and without
+        it some of them would be compiled for anew.
     """
 
-    def __init__(self, model: CSMF, settings: StageConfig) -> None:
+    def __init__(
+        self, model: CSMF, settings: StageConfig, batch_spec: Any = None
+    ) -> None:
         self.model = model
         self._settings = settings
         owners = (FREE, model.stage)
@@ -48,7 +52,8 @@ class StageStep:
         ):
             optimizer.build(variables)
             optimizer.update_only(trained)
-        self._compiled = tf.function(self._step)
+        self._signature = None if batch_spec is None else [batch_spec]
+        self._compiled = tf.function(self._step, input_signature=self._signature)
 
     def start(
         self, phase: str, stage: int, state: Mapping[str, np.ndarray] | None = None
@@ -80,6 +85,7 @@ class StageStep:
     def _step(self, batch: Mapping[str, Any]) -> tf.Tensor:
         loss, gradients = self._gradients(batch, training=True)
         split = len(self._dense)
+        distinct = [self.model.id_tables[name].table for name in batch.get("rows", {})]
         groups = (
             (self.optimizers[0], gradients[:split], self._dense),
             (self.optimizers[1], gradients[split:], self._tables),
@@ -91,7 +97,7 @@ class StageStep:
                 if gradient is not None
             ]
             if pairs:
-                optimizer.apply_gradients(pairs)
+                optimizer.apply_gradients(pairs, distinct_rows=distinct)
         return loss
 
     def _gradients(
@@ -110,7 +116,10 @@ class StageStep:
         examples. Parameters outside this stage count as zero.
         """
         sums = {p.name: np.zeros(p.variable.shape) for p in self.model.owned_parameters}
-        compute = tf.function(lambda batch: self._gradients(batch, training=False)[1])
+        compute = tf.function(
+            lambda batch: self._gradients(batch, training=False)[1],
+            input_signature=self._signature,
+        )
         for batch in batches:
             for name, gradient in zip(self._names, compute(batch), strict=True):
                 if gradient is None:

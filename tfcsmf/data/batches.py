@@ -7,20 +7,31 @@ run therefore continues at batch g + 1 with exactly the batches it would have se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs, QueryInputs
+from tfcsmf.data.inputs import (
+    CANDIDATE_ID,
+    QUERY_ID,
+    EntityInputs,
+    QueryInputs,
+    flat_ranges,
+)
 from tfcsmf.data.prepared import Csr, Examples, PreparedLog
+from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.negatives import mixed_probability, sampling_probability
 
-Batch = dict[str, object]
+Batch = dict[str, Any]
+Inputs = Mapping[str, Any]
 
 # Generators of one batch are told apart by the last seed entry.
 _SHUFFLE, _UNIFORM, _HARD, _DROPOUT = range(4)
+
+_SIEVE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,11 @@ class StageBatches:
         """Returns the full batches of an epoch; the rest waits for the next."""
         return max(1, len(self.subset(share)) // self.batch_size)
 
+    @property
+    def element_spec(self) -> Any:
+        """Types and shapes of a batch, whatever its contents."""
+        return self.dataset(1.0, 0, 0, 1).element_spec
+
     def dataset(
         self, share: float, phase: int, first_step: int, last_step: int
     ) -> tf.data.Dataset:
@@ -170,27 +186,64 @@ class StageBatches:
             )
             pools.append(tf.gather(self._hard, draws))
         items = tf.concat(pools, axis=0)  # [columns]
+        query = self._queries(users, tf.gather(self._history_end, rows), positives)
+        candidate = self._candidates(items)
         return {
-            "query": self._queries(
-                users, tf.gather(self._history_end, rows), positives
-            ),
-            "candidate": self._candidates(items),
+            **row_blocks(query, candidate),
             "items": items,
-            "score_mask": known_mask(*self._known, users, items),
+            "excluded_pairs": known_pairs(*self._known, users, items),
             "seed": stateless(_DROPOUT),
         }
 
 
+def row_blocks(query: Inputs, candidate: Inputs) -> Batch:
+    """Numbers the table rows of a batch from 0, so that each is looked up once.
+
+    A batch meets the same ids many times: in histories, among positives, as
+    negatives. The towers take the distinct rows out of a table once and look ids up
+    in that block; the gradient then has one entry per row as well.
+
+    Args:
+      query: encoded query inputs; histories hold candidate rows.
+      candidate: encoded candidate inputs.
+
+    Returns:
+      `query` and `candidate` with ids that point into `rows`, and `rows`: int [n],
+      distinct table rows by id name. Reserved rows come first, as in the table.
+    """
+    histories = [name for name in query if isinstance(query[name], tf.RaggedTensor)]
+    used = [candidate[CANDIDATE_ID], *(query[name].flat_values for name in histories)]
+    candidate_rows, numbers = _distinct(tf.concat(used, axis=0))
+    own, *others = tf.split(numbers, [tf.size(part) for part in used])
+    query_rows, users = _distinct(query[QUERY_ID])
+    local = {
+        name: query[name].with_flat_values(part)
+        for name, part in zip(histories, others, strict=True)
+    }
+    return {
+        "query": {**query, QUERY_ID: users, **local},
+        "candidate": {**candidate, CANDIDATE_ID: own},
+        "rows": {QUERY_ID: query_rows, CANDIDATE_ID: candidate_rows},
+    }
+
+
+def _distinct(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the distinct rows, reserved ones first, and each row's number."""
+    reserved = tf.range(NUM_RESERVED, dtype=rows.dtype)
+    distinct, numbers = tf.unique(tf.concat([reserved, rows], axis=0))
+    return distinct, numbers[NUM_RESERVED:]
+
+
 def known_lists(known: Csr) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the offsets and items of lists as tensors, for `known_mask`."""
+    """Returns the offsets and items of lists as tensors, for `known_pairs`."""
     items = known.items if len(known.items) else np.zeros(1, np.int32)
     return tf.constant(known.offsets), tf.constant(items)
 
 
-def known_mask(
+def known_pairs(
     offsets: tf.Tensor, lists: tf.Tensor, users: tf.Tensor, items: tf.Tensor
 ) -> tf.Tensor:
-    """Marks which columns may be negatives of which row.
+    """Finds the columns that may not be negatives of a row.
 
     Args:
       offsets: int64 [U + 1], where each user's known positives begin.
@@ -199,31 +252,27 @@ def known_mask(
       items: int32 [columns]; may repeat.
 
     Returns:
-      bool [rows, columns]; false where the column is a known positive of the
-      row's user. Cost: the known positives of the batch's users, not rows x
-      columns comparisons.
+      int32 [n, 2], every (row, column) whose item is a known positive of the row's
+      user, sorted by row. Cost: the known positives of the batch's users, not
+      rows x columns comparisons.
     """
     starts = tf.gather(offsets, users)
-    lengths = tf.gather(offsets, users + 1) - starts
-    owners, slots = _flat_ranges(starts, lengths)
+    owners, slots = flat_ranges(starts, tf.gather(offsets, users + 1) - starts)
     wanted = tf.gather(lists, slots)
+    # Most are in no column: sieve them out by their last bits before searching.
+    drawn = tf.scatter_nd(
+        (items % _SIEVE)[:, tf.newaxis], tf.ones_like(items, tf.bool), [_SIEVE]
+    )
+    maybe = tf.where(tf.gather(drawn, wanted % _SIEVE))[:, 0]
+    owners, wanted = tf.gather(owners, maybe), tf.gather(wanted, maybe)
     order = tf.argsort(items)
     ordered = tf.gather(items, order)
     first = tf.searchsorted(ordered, wanted, side="left", out_type=tf.int64)
     last = tf.searchsorted(ordered, wanted, side="right", out_type=tf.int64)
     # A candidate may fill several columns: one (row, column) pair for each.
-    hits, columns = _flat_ranges(first, last - first)
-    pairs = tf.stack(
-        [tf.gather(owners, hits), tf.cast(tf.gather(order, columns), tf.int64)], axis=1
-    )
-    shape = tf.cast(tf.stack([tf.size(users), tf.size(items)]), tf.int64)
-    return tf.equal(tf.scatter_nd(pairs, tf.ones_like(hits, tf.int32), shape), 0)
-
-
-def _flat_ranges(starts: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns (index of the range, value) of every value of every range."""
-    ranges = tf.ragged.range(starts, starts + lengths)
-    return ranges.value_rowids(), ranges.flat_values
+    hits, columns = flat_ranges(first, last - first)
+    rows = tf.cast(tf.gather(owners, hits), tf.int32)
+    return tf.stack([rows, tf.gather(order, columns)], axis=1)
 
 
 def _hard_pool(log: PreparedLog, level: int) -> np.ndarray | None:

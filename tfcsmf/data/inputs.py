@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.prepared import EntityTable, Histories
-from tfcsmf.data.rows import NUM_RESERVED, PADDING
+from tfcsmf.data.rows import NUM_RESERVED
 
 QUERY_ID = "user_id"
 CANDIDATE_ID = "item_id"
@@ -80,21 +80,45 @@ class QueryInputs:
             histories: the target of a training example.
 
         Returns:
-          Inputs by name; histories are int32 [n, length] id rows, newest first,
-          padded with `PADDING`.
+          Inputs by name; histories are ragged [n, <= length] int32 id rows, oldest
+          first.
         """
         inputs = self._users(users)
-        back = tf.range(1, self._length + 1, dtype=tf.int64)  # [length]
         for column, (event, (starts, items)) in enumerate(self._lists.items()):
-            slots = history_end[:, column, tf.newaxis] - back  # [n, length]
-            valid = slots >= tf.gather(starts, users)[:, tf.newaxis]
-            positions = tf.gather(items, tf.maximum(slots, 0))
+            ends = history_end[:, column]
+            first = tf.maximum(tf.gather(starts, users), ends - self._length)
+            owners, slots = flat_ranges(first, tf.maximum(ends - first, 0))
+            positions = tf.gather(items, slots)
             if excluded_items is not None:
-                valid &= tf.not_equal(positions, excluded_items[:, tf.newaxis])
-            inputs[history_name(event)] = tf.where(
-                valid, positions + NUM_RESERVED, PADDING
+                others = tf.not_equal(positions, tf.gather(excluded_items, owners))
+                owners = tf.boolean_mask(owners, others)
+                positions = tf.boolean_mask(positions, others)
+            inputs[history_name(event)] = tf.RaggedTensor.from_value_rowids(
+                positions + NUM_RESERVED,
+                owners,
+                nrows=tf.shape(users, tf.int64)[0],
+                validate=False,
             )
         return inputs
+
+
+def flat_ranges(starts: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lists the values of several ranges one after the other.
+
+    Args:
+      starts: int64 [n].
+      lengths: int64 [n], >= 0.
+
+    Returns:
+      (number of the range, value) of every value, int64 [sum of lengths] each.
+
+    Example:
+      >>> owners, values = flat_ranges(tf.constant([5, 0]), tf.constant([2, 1]))
+      >>> owners.numpy().tolist(), values.numpy().tolist()
+      ([0, 0, 1], [5, 6, 0])
+    """
+    ranges = tf.ragged.range(starts, starts + lengths)
+    return ranges.value_rowids(), ranges.flat_values
 
 
 def _padded(items: np.ndarray) -> np.ndarray:

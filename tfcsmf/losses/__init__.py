@@ -1,6 +1,7 @@
 """Losses: sampled softmax as a TFRS task, and the cross-stage margin."""
 
+from tfcsmf.losses.chunked_softmax import chunked_softmax
 from tfcsmf.losses.margin import adaptive_margin
 from tfcsmf.losses.sampled_softmax import SampledSoftmax
 
-__all__ = ["SampledSoftmax", "adaptive_margin"]
+__all__ = ["SampledSoftmax", "adaptive_margin", "chunked_softmax"]

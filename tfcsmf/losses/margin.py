@@ -14,6 +14,7 @@ def adaptive_margin(
     form: MarginForm,
     strength: float,
     maximum: float = 5.0,
+    positives: tf.Tensor | None = None,
 ) -> tf.Tensor | None:
     r"""Returns the additive margin m_uj of every negative, or `None` for none.
 
@@ -25,14 +26,17 @@ def adaptive_margin(
     - `order`: `strength * clip(s(u,i) - s(u,j), 0, maximum)`, which keeps an
       order upstream is already sure of.
 
-    No gradient flows into the margin, and positives have margin 0.
+    No gradient flows into the margin. It is meant for negatives: the loss never
+    adds it to a positive.
 
     Args:
-      upstream_scores: float [rows, columns]; the positive of row r is column r.
+      upstream_scores: float [rows, columns].
       form: see above; `none` has no margin.
       strength: lambda >= 0; 0 gives `None`, so the loss is the plain one bit for
         bit.
       maximum: cap of the `order` form, in units of upstream scores.
+      positives: float [rows], upstream scores of the positives; by default that of
+        row r is column r, and its margin is 0.
 
     Example:
       >>> scores = tf.constant([[0.0, 0.0]])
@@ -47,14 +51,18 @@ def adaptive_margin(
         return None
     scores = tf.stop_gradient(upstream_scores)
     rows = tf.shape(scores)[0]
-    positives = tf.linalg.diag_part(scores[:, :rows])[:, tf.newaxis]
+    given = positives is not None
+    if positives is None:
+        positives = tf.linalg.diag_part(scores[:, :rows])
+    own = tf.stop_gradient(positives)[:, tf.newaxis]
     if form == "confusable":
-        margin = tf.sigmoid(scores - positives)
+        margin = tf.sigmoid(scores - own)
     elif form == "order":
-        margin = tf.clip_by_value(positives - scores, 0.0, maximum)
+        margin = tf.clip_by_value(own - scores, 0.0, maximum)
     else:
         raise ValueError(
             f"`form` should be 'none', 'confusable' or 'order'. Received: {form!r}."
         )
-    margin = tf.linalg.set_diag(margin, tf.zeros([rows], margin.dtype))
+    if not given:
+        margin = tf.linalg.set_diag(margin, tf.zeros([rows], margin.dtype))
     return strength * margin

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-# Low enough that exp() of it is exactly zero beside any real score, and finite, so
-# that a row without negatives has loss 0 and no NaN gradient.
-_EXCLUDED = -1e9
+from tfcsmf.losses.chunked_softmax import EXCLUDED, AdjustScores, chunked_softmax
+
+# [rows, columns], or a function of (start, stop) that returns those rows.
+Margin: TypeAlias = "tf.Tensor | Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
 
 
 class SampledSoftmax(tfrs.tasks.Retrieval):
@@ -26,9 +28,11 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
       sum_j exp(s_j) / E[count_j]`. TFRS corrects the positive as well
       (`correct_positives=True`, the default here), which gives rare positives
       too little gradient;
-    - accidental hits are removed without a dense label matrix, and any other
-      column through `score_mask`;
-    - `margin` is added to the logits of negatives.
+    - any column can be left out of a row, by `score_mask` or `excluded_pairs`;
+    - `margin` is added to the logits of negatives;
+    - scores and their gradient are computed a chunk of rows at a time, without a
+      [rows, columns] matrix (unless batch metrics or `num_hard_negatives` ask for
+      all scores).
 
     Args:
       correct_positives: see above.
@@ -87,7 +91,8 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         compute_metrics: bool = True,
         compute_batch_metrics: bool = True,
         score_mask: tf.Tensor | None = None,
-        margin: tf.Tensor | None = None,
+        margin: Margin | None = None,
+        excluded_pairs: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Computes the loss.
 
@@ -103,51 +108,74 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
           compute_batch_metrics: as in TFRS.
           score_mask: bool [rows, columns]; false columns are left out, the
             positive never is.
-          margin: float [rows, columns], added to negatives' logits.
+          margin: float [rows, columns], added to negatives' logits; or a function
+            of (start, stop) that returns those rows of it, so that the whole is
+            never held. No gradient flows into it.
+          excluded_pairs: int32 [n, 2] of (row, column) sorted by row, left out as
+            by `score_mask`: for masks with few false entries.
 
         Returns:
           The loss summed over rows, a float scalar.
         """
-        scores = tf.matmul(query_embeddings, candidate_embeddings, transpose_b=True)
         if self.temperature is not None:
-            scores = scores / self.temperature
-        rows, columns = tf.shape(scores)[0], tf.shape(scores)[1]
-        positives = tf.linalg.diag_part(scores[:, :rows])
+            query_embeddings = query_embeddings / self.temperature
+        rows = tf.shape(query_embeddings)[0]
+        column_bias = positive_bias = None
         if candidate_sampling_probability is not None:
-            log_q = tf.math.log(candidate_sampling_probability)
+            column_bias = -tf.math.log(candidate_sampling_probability)
             if self.correct_positives:
-                positives = positives - log_q[:rows]
+                positive_bias = column_bias[:rows]
             else:
-                log_q += tf.math.log(tf.cast(tf.maximum(columns - 1, 1), tf.float32))
-            scores = scores - log_q
-        if margin is not None:
-            scores = scores + margin
-        if self.remove_accidental_hits:
-            scores = tf.where(_hits(candidate_ids, rows), _EXCLUDED, scores)
-        if score_mask is not None:
-            scores = tf.where(score_mask, scores, _EXCLUDED)
-        # Written last, so that neither mask nor margin ever touches the positive.
-        scores = tf.linalg.set_diag(scores, positives)
-        loss = self._reduce(scores, positives, sample_weight)
+                draws = tf.maximum(tf.shape(candidate_embeddings)[0] - 1, 1)
+                column_bias -= tf.math.log(tf.cast(draws, tf.float32))
+        hit_ids = self._hit_ids(candidate_ids)
+        arguments = (query_embeddings, candidate_embeddings, column_bias, positive_bias)
+
+        def adjust(scores: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+            if margin is not None:
+                added = margin(start, stop) if callable(margin) else margin[start:stop]
+                scores = scores + added
+            if hit_ids is not None:
+                hits = tf.equal(hit_ids[start:stop, tf.newaxis], hit_ids)
+                scores = tf.where(hits, EXCLUDED, scores)
+            if score_mask is not None:
+                scores = tf.where(score_mask[start:stop], scores, EXCLUDED)
+            return scores
+
+        plain = margin is None and hit_ids is None and score_mask is None
+        if self.num_hard_negatives or (compute_batch_metrics and self._batch_metrics):
+            scores = _all_scores(*arguments, excluded_pairs, adjust)
+            loss = self._reduce(scores, sample_weight)
+        else:
+            scores = None
+            loss = chunked_softmax(
+                *arguments, sample_weight, excluded_pairs, None if plain else adjust
+            )
         self._update_metrics(
             loss,
             scores,
             (query_embeddings, candidate_embeddings, candidate_ids, sample_weight),
             compute_metrics,
-            compute_batch_metrics,
         )
         return loss
 
-    def _reduce(
-        self,
-        scores: tf.Tensor,
-        positives: tf.Tensor,
-        sample_weight: tf.Tensor | None,
-    ) -> tf.Tensor:
-        if self.num_hard_negatives is not None and self.num_hard_negatives > 0:
+    def _hit_ids(self, candidate_ids: tf.Tensor | None) -> tf.Tensor | None:
+        if not self.remove_accidental_hits:
+            return None
+        if candidate_ids is None:
+            raise ValueError(
+                "`candidate_ids` should be given when `remove_accidental_hits` is set. "
+                "Received: None."
+            )
+        return tf.convert_to_tensor(candidate_ids)
+
+    def _reduce(self, scores: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
+        rows = tf.shape(scores)[0]
+        positives = tf.linalg.diag_part(scores[:, :rows])
+        if self.num_hard_negatives:
             count = tf.minimum(self.num_hard_negatives, tf.shape(scores)[1] - 1)
             negatives = tf.linalg.set_diag(
-                scores, tf.fill(tf.shape(positives), tf.constant(2 * _EXCLUDED))
+                scores, tf.fill(tf.shape(positives), tf.constant(2 * EXCLUDED))
             )
             hardest = tf.math.top_k(negatives, count, sorted=False).values
             scores = tf.concat([positives[:, tf.newaxis], hardest], axis=1)
@@ -159,10 +187,9 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
     def _update_metrics(
         self,
         loss: tf.Tensor,
-        scores: tf.Tensor,
+        scores: tf.Tensor | None,
         inputs: tuple[Any, ...],
         compute_metrics: bool,
-        compute_batch_metrics: bool,
     ) -> None:
         queries, candidates, candidate_ids, sample_weight = inputs
         for metric in self._loss_metrics:
@@ -178,17 +205,31 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                     else candidate_ids[:rows],
                     sample_weight=sample_weight,
                 )
-        if compute_batch_metrics and self._batch_metrics:
+        if scores is not None:
             labels = tf.eye(rows, tf.shape(scores)[1])
             for metric in self._batch_metrics:
                 metric.update_state(labels, scores, sample_weight=sample_weight)
 
 
-def _hits(candidate_ids: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor:
-    """Marks the columns that hold the row's own positive, bool [rows, columns]."""
-    if candidate_ids is None:
-        raise ValueError(
-            "`candidate_ids` should be given when `remove_accidental_hits` is set. "
-            "Received: None."
-        )
-    return tf.equal(candidate_ids[:rows, tf.newaxis], candidate_ids[tf.newaxis, :])
+def _all_scores(
+    queries: tf.Tensor,
+    candidates: tf.Tensor,
+    column_bias: tf.Tensor | None,
+    positive_bias: tf.Tensor | None,
+    excluded_pairs: tf.Tensor | None,
+    adjust: AdjustScores,
+) -> tf.Tensor:
+    """Returns the logits as `chunked_softmax` takes them, float [rows, columns]."""
+    scores = tf.matmul(queries, candidates, transpose_b=True)
+    rows = tf.shape(scores)[0]
+    positives = tf.linalg.diag_part(scores[:, :rows])
+    if positive_bias is not None:
+        positives += positive_bias
+    if column_bias is not None:
+        scores += column_bias
+    scores = adjust(scores, tf.constant(0), rows)
+    if excluded_pairs is not None:
+        hidden = tf.fill([tf.shape(excluded_pairs)[0]], EXCLUDED)
+        scores = tf.tensor_scatter_nd_update(scores, excluded_pairs, hidden)
+    # Written last, so that neither mask nor margin ever touches the positive.
+    return tf.linalg.set_diag(scores, positives)

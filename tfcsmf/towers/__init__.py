@@ -1,7 +1,7 @@
 """Masked towers: layers whose parameters are owned by stages."""
 
 from tfcsmf.towers.masked_dense import MaskedDense
-from tfcsmf.towers.masked_embedding import MaskedEmbedding
+from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
 from tfcsmf.towers.ownership import FREE, OwnedParameter, keep_owned
 from tfcsmf.towers.tower import FeatureSpec, Tower
 
@@ -11,6 +11,7 @@ __all__ = [
     "MaskedDense",
     "MaskedEmbedding",
     "OwnedParameter",
+    "RowBlock",
     "Tower",
     "keep_owned",
 ]

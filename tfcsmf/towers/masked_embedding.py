@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -10,6 +11,21 @@ from tfcsmf.data.rows import PADDING
 from tfcsmf.towers.ownership import OwnedParameter, keep_owned, new_owner
 
 Ownership = Literal["entries", "columns", "frozen"]
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Some rows of a table, taken out once for all lookups of a batch.
+
+    The gradient with respect to the table then has one entry per row.
+
+    Attributes:
+      rows: int [n], distinct rows.
+      values: float [n, dimension].
+    """
+
+    rows: tf.Tensor
+    values: tf.Tensor
 
 
 class MaskedEmbedding(tf.keras.layers.Layer):
@@ -78,38 +94,70 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         self.table_owner = new_owner("table_owner", shapes[self.ownership])
         super().build(input_shape)
 
-    def call(self, rows: tf.Tensor, stage: int | None = None) -> tf.Tensor:
-        """Looks rows up; see the class."""
-        values = tf.gather(self.table, rows)
+    def block(self, rows: tf.Tensor) -> RowBlock:
+        """Takes distinct rows out of the table, for lookups by their number.
+
+        Args:
+          rows: int [n], distinct; the reserved rows first.
+        """
+        return RowBlock(rows, tf.gather(self.table, rows))
+
+    def call(
+        self,
+        rows: tf.Tensor,
+        stage: int | None = None,
+        block: RowBlock | None = None,
+    ) -> tf.Tensor:
+        """Looks rows up; see the class. With a block, `rows` are numbers in it."""
+        if block is not None:
+            return tf.gather(self._masked(block.values, block.rows, stage), rows)
+        return self._masked(tf.gather(self.table, rows), rows, stage)
+
+    def pool(
+        self,
+        rows: tf.Tensor | tf.RaggedTensor,
+        stage: int | None = None,
+        block: RowBlock | None = None,
+    ) -> tf.Tensor:
+        """Returns the mean of the rows that are not `PADDING`.
+
+        Args:
+          rows: int [batch, length], padded with `PADDING` anywhere; or ragged
+            [batch, <= length] without padding.
+          stage: as in `call`.
+          block: as in `call`.
+
+        Returns:
+          float [batch, dimension]; zeros where a list is empty.
+        """
+        if not isinstance(rows, tf.RaggedTensor):
+            # Only real rows are looked up, so padding costs nothing.
+            present = tf.where(tf.not_equal(rows, PADDING))  # [n, 2]
+            rows = tf.RaggedTensor.from_value_rowids(
+                tf.gather_nd(rows, present),
+                present[:, 0],
+                nrows=tf.shape(rows, tf.int64)[0],
+                validate=False,
+            )
+        flat, owners, batch = rows.flat_values, rows.value_rowids(), rows.nrows()
+        if block is not None:
+            values = self._masked(block.values, block.rows, stage)
+        else:
+            values = self.call(flat, stage)
+            flat = tf.range(tf.size(flat))
+        pooled = tf.sparse.segment_mean(values, flat, owners, num_segments=batch)
+        return tf.ensure_shape(pooled, [rows.shape[0], self.dimension])
+
+    def _masked(
+        self, values: tf.Tensor, rows: tf.Tensor, stage: int | None
+    ) -> tf.Tensor:
+        """Zeroes the entries of looked-up rows that the pass does not use."""
         if stage is None:
             return values
         owner: tf.Tensor = self.table_owner
         if self.ownership == "entries":
             owner = tf.gather(owner, rows)
         return keep_owned(values, owner, stage)
-
-    def pool(self, rows: tf.Tensor, stage: int | None = None) -> tf.Tensor:
-        """Returns the mean of the rows that are not `PADDING`.
-
-        Only real rows are looked up, so padding costs nothing; with
-        three histories of 50 this is 2.7 times faster, gradient included, than
-        gathering the padded block.
-
-        Args:
-          rows: int [batch, length], padded with `PADDING` anywhere.
-          stage: as in `call`.
-
-        Returns:
-          float [batch, dimension]; zeros where a list is empty.
-        """
-        present = tf.where(tf.not_equal(rows, PADDING))  # [n, 2]
-        values = self.call(tf.gather_nd(rows, present), stage)  # [n, dimension]
-        batch = tf.shape(rows)[0]
-        sums = tf.math.unsorted_segment_sum(values, present[:, 0], batch)
-        counts = tf.math.count_nonzero(
-            tf.not_equal(rows, PADDING), axis=1, keepdims=True, dtype=values.dtype
-        )
-        return sums / tf.maximum(counts, 1.0)
 
     def owned_parameters(self, prefix: str) -> list[OwnedParameter]:
         """Returns the table with its owners."""

@@ -10,8 +10,11 @@ import tensorflow as tf
 
 from tfcsmf.data.rows import UNKNOWN
 from tfcsmf.towers.masked_dense import MaskedDense
-from tfcsmf.towers.masked_embedding import MaskedEmbedding
+from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
 from tfcsmf.towers.ownership import OwnedParameter
+
+Blocks = Mapping[str, RowBlock]
+NO_BLOCKS: Blocks = {}
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class Tower(tf.keras.layers.Layer):
       ownership: of all tables; see `MaskedEmbedding`.
       id_dropout: probability that training sees `UNKNOWN` for the id.
       dropout: rate on the input of every dense layer in training.
-      histories: keys of history inputs, int [batch, length] rows of
-        `history_table`.
+      histories: keys of history inputs: rows of `history_table`, ragged or padded
+        int [batch, length].
       history_table: the candidate tower's id table, shared and owned there.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
-    [2], switches dropout on (stateless, so that a resumed run repeats it).
+    [2], switches dropout on (stateless, so that a resumed run repeats it);
+    `blocks`, by id name, the rows that ids in `inputs` are numbers in (see
+    `tfcsmf.data.batches.row_blocks`).
     Returns float [batch, d].
     """
 
@@ -146,9 +151,10 @@ class Tower(tf.keras.layers.Layer):
         inputs: Mapping[str, tf.Tensor],
         stage: int | None = None,
         seed: tf.Tensor | None = None,
+        blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Encodes a batch; see the class."""
-        encodings = self.encode(inputs, stage, seed)
+        encodings = self.encode(inputs, stage, seed, blocks)
         for index, layer in enumerate([*self.hidden, self.output_layer]):
             if seed is not None and self.dropout:
                 encodings = tf.nn.experimental.stateless_dropout(
@@ -162,19 +168,21 @@ class Tower(tf.keras.layers.Layer):
         inputs: Mapping[str, tf.Tensor],
         stage: int | None = None,
         seed: tf.Tensor | None = None,
+        blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Returns what the dense layers see, float [batch, input_width]."""
         ids = inputs[self.id_name]
         if seed is not None and self.id_dropout:
             drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
             ids = tf.where(drawn < self.id_dropout, UNKNOWN, ids)
-        parts = [self.id_table(ids, stage)]
+        parts = [self.id_table(ids, stage, blocks.get(self.id_name))]
         for spec, encoder in zip(self.features, self.encoders, strict=True):
             values = inputs[spec.name]
             pooled = spec.kind == "multi"
             parts.append((encoder.pool if pooled else encoder)(values, stage))
         for name in self.histories:
-            parts.append(self._history_table().pool(inputs[name], stage))
+            table = self._history_table()
+            parts.append(table.pool(inputs[name], stage, blocks.get(table.name)))
         return tf.concat(parts, axis=1)
 
     def owned_parameters(self) -> list[OwnedParameter]:

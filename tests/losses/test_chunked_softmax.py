@@ -1,0 +1,115 @@
+"""The chunked softmax against the plain definition, over several chunks."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcsmf.losses import SampledSoftmax, adaptive_margin, chunked_softmax
+from tfcsmf.losses.chunked_softmax import _CHUNK_SCORES, _MIN_ROWS
+
+ROWS, COLUMNS, D = 150, 20_000, 5  # 64, 64 and 22 rows at a time
+RNG = np.random.default_rng(0)
+QUERIES = tf.constant(RNG.normal(size=[ROWS, D]), tf.float32)
+CANDIDATES = tf.constant(RNG.normal(size=[COLUMNS, D]), tf.float32)
+BIAS = tf.constant(RNG.normal(size=COLUMNS), tf.float32)
+WEIGHTS = tf.constant(RNG.random(ROWS), tf.float32)
+PAIRS = np.unique(
+    np.stack([RNG.integers(0, ROWS, 900), RNG.integers(0, COLUMNS, 900)], 1), axis=0
+).astype(np.int32)
+PAIRS = np.concatenate([PAIRS[PAIRS[:, 0] < 70], PAIRS[PAIRS[:, 0] > 130]])
+
+
+def plain(
+    queries, candidates, column_bias=0.0, positive_bias=0.0, weight=1.0, pairs=None
+):
+    scores = tf.matmul(queries, candidates, transpose_b=True)
+    positives = tf.linalg.diag_part(scores[:, : len(scores)]) + positive_bias
+    scores += column_bias
+    if pairs is not None:
+        hidden = tf.fill([len(pairs)], -np.inf)
+        scores = tf.tensor_scatter_nd_update(scores, pairs, hidden)
+    scores = tf.linalg.set_diag(scores, positives)
+    return tf.reduce_sum(weight * (tf.reduce_logsumexp(scores, axis=1) - positives))
+
+
+def value_and_gradients(function):
+    with tf.GradientTape() as tape:
+        tape.watch([QUERIES, CANDIDATES])
+        loss = 3.0 * function()  # an upstream gradient other than 1
+    return loss, *tape.gradient(loss, [QUERIES, CANDIDATES])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_equals_the_definition_in_every_chunk(compiled):
+    assert ROWS > 2 * max(_MIN_ROWS, _CHUNK_SCORES // COLUMNS)
+    arguments = (BIAS, BIAS[:ROWS], WEIGHTS, tf.constant(PAIRS))
+    function = tf.function(chunked_softmax) if compiled else chunked_softmax
+    mine = value_and_gradients(lambda: function(QUERIES, CANDIDATES, *arguments))
+    expected = value_and_gradients(lambda: plain(QUERIES, CANDIDATES, *arguments))
+    bare = value_and_gradients(lambda: plain(QUERIES, CANDIDATES, *arguments[:3]))
+    assert abs(float(bare[0]) / float(expected[0]) - 1) > 1e-6  # the pairs matter
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_pairs_equal_a_mask_and_functions_equal_matrices():
+    mask = np.ones([ROWS, COLUMNS], bool)
+    mask[tuple(PAIRS.T)] = False
+    upstream = tf.constant(RNG.normal(size=[ROWS, COLUMNS]), tf.float32)
+    margin = adaptive_margin(upstream, "order", 0.5)
+    positives = tf.linalg.diag_part(upstream[:, :ROWS])
+
+    def part(start, stop):
+        return adaptive_margin(
+            upstream[start:stop], "order", 0.5, positives=positives[start:stop]
+        )
+
+    task = SampledSoftmax()
+    results = [
+        value_and_gradients(lambda a=arguments: task(QUERIES, CANDIDATES, **a))
+        for arguments in (
+            {"score_mask": tf.constant(mask), "margin": margin},
+            {"excluded_pairs": tf.constant(PAIRS), "margin": part},
+            {"excluded_pairs": tf.constant(PAIRS)},
+        )
+    ]
+    for a, b in zip(results[0], results[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(results[2][0]) < float(results[0][0])
+
+
+def test_the_hardest_negatives_leave_excluded_pairs_out_as_well():
+    few = tf.constant(RNG.normal(size=[9, D]), tf.float32)
+    queries = QUERIES[:4]
+    top = np.argsort(-(queries @ tf.transpose(few)).numpy()[1])
+    pairs = tf.constant([[1, j] for j in top[:3] if j != 1], tf.int32)
+    mask = np.ones([4, 9], bool)
+    mask[tuple(pairs.numpy().T)] = False
+    task = SampledSoftmax(num_hard_negatives=2)
+    by_pairs = task(queries, few, excluded_pairs=pairs)
+    assert float(by_pairs) == float(task(queries, few, score_mask=tf.constant(mask)))
+    assert float(by_pairs) < float(task(queries, few))
+
+
+def test_no_rows():
+    loss = chunked_softmax(QUERIES[:0], CANDIDATES)
+    assert float(loss) == 0.0
+
+
+def test_never_holds_the_whole_matrix():
+    @tf.function
+    def compute(queries, candidates):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, candidates])
+            loss = chunked_softmax(queries, candidates)
+        return tape.gradient(loss, [queries, candidates])
+
+    rows = columns = 30_000  # 3.6 GB of scores in one piece
+    vectors = tf.constant(RNG.normal(size=[rows, 2]), tf.float32)
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gradients = compute(vectors, vectors[:columns])
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert np.isfinite(gradients[0].numpy()).all()
+    assert (after - before) * 1024 < 0.2 * rows * columns * 4
