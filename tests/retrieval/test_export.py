@@ -208,6 +208,24 @@ def test_weights_that_are_not_numbers_are_refused(shop, helpers, base_path):
         )
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (2, 2), (2, 4), (1, 3), (3, 3), (3,), ()])
+@pytest.mark.parametrize("where", ["exported", "traced"])
+def test_weights_of_another_shape_are_refused(shop, helpers, base_path, shape, where):
+    signatures = (
+        ExportedModel(base_path).signatures
+        if where == "exported"
+        else shop.serving.signatures()
+    )
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="objective_weights should have"
+    ):
+        signatures["retrieve_weighted"](
+            **helpers.query_arguments(shop, [0, 1]),
+            objective_weights=tf.ones(shape),
+            exclude_item_ids=tf.zeros([2, 0], tf.string),
+        )
+
+
 def test_versions_count_up_and_the_description_is_complete(shop, tmp_path):
     for name in ("7", "notes", "0099x"):
         (tmp_path / name).mkdir()

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.cascade.model import CSMF
+from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
 from tfcsmf.retrieval.fusion import fuse
@@ -129,8 +130,8 @@ class ServingModel(tf.Module):
 
         - `serving_default`: query inputs -> `item_ids`, `scores`,
           `objective_scores`;
-        - `retrieve_weighted`: those and `objective_weights` float [B, S],
-          `exclude_item_ids` string [B, E];
+        - `retrieve_weighted`: those and `objective_weights` float [B, S] (another
+          shape is an error), `exclude_item_ids` string [B, E];
         - `embed_query`, `embed_candidate`: `vectors` float [B, d].
 
         Query inputs are `user_id` string [B], `history_<event>` string [B, any],
@@ -147,8 +148,9 @@ class ServingModel(tf.Module):
         }
 
         def weighted(raw: Raw) -> dict[str, tf.Tensor]:
-            excluded = raw["exclude_item_ids"]
-            return self.retrieve(raw, raw["objective_weights"], excluded)
+            batch = tf.shape(raw[QUERY_ID])[0]
+            weights = _checked_weights(raw["objective_weights"], batch, objectives)
+            return self.retrieve(raw, weights, raw["exclude_item_ids"])
 
         return {
             "serving_default": _signature(
@@ -175,6 +177,27 @@ class ServingModel(tf.Module):
             "candidate_inputs": _described(self.candidate_inputs.describe()),
             "index": self.index.describe(),
         }
+
+
+def _checked_weights(weights: tf.Tensor, batch: tf.Tensor, count: int) -> tf.Tensor:
+    """Refuses any shape but [batch, count]; [B, 1] would be taken for all objectives.
+
+    Neither Python nor a server holds a request to the shapes of its signature. They
+    are hidden here, or the check would be found true while tracing and left out.
+    """
+    weights = tf.raw_ops.PlaceholderWithDefault(input=weights, shape=None)
+    received = tf.shape(weights)
+    rule = (
+        "objective_weights should have the shape [B, S]: a row per query (B), in it a "
+        f"weight per objective (S = {count}), in the order of `objectives`. Expected "
+        "and received shape:"
+    )
+    # Padded, because shapes of different length cannot be compared.
+    padded = tf.concat([received, [-1, -1, -1]], axis=0)[:3]
+    right = tf.reduce_all(tf.equal(padded, [batch, count, -1]))
+    check = tf.debugging.Assert(right, [rule, [batch, count], received])
+    with tf.control_dependencies([check]):
+        return tf.ensure_shape(weights, [None, count])
 
 
 def _described(inputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
