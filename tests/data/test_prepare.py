@@ -206,6 +206,46 @@ def test_same_seed_same_log(tmp_path):
         )
 
 
+@pytest.mark.parametrize("split", ["random", "leave_last_out"])
+def test_an_appended_objective_keeps_the_validation_pairs(tmp_path, split):
+    rows = _random_rows(np.random.default_rng(5), size=1500, users=60, items=40)
+    found = []
+    for names in (OBJECTIVES[:2], OBJECTIVES):
+        config = config_of(
+            tmp_path, rows, COLUMNS, names, split=split,
+            history_events=OBJECTIVES[:2], validation_users=20,
+        )  # fmt: skip
+        log = prepare(config)
+        found.append(
+            {
+                (name, log.users.ids[user], log.items.ids[item])
+                for name in OBJECTIVES[:2]
+                for row, user in enumerate(log.validation[name].users)
+                for item in log.validation[name].targets.row(row)
+            }
+        )
+    # Nothing the first model trained on; one pair may go to the new objective.
+    assert found[1] <= found[0] and len(found[0] - found[1]) <= 2
+    assert len(found[0]) == 40
+
+
+@pytest.mark.parametrize("missing", ["test", "validation"])
+def test_an_objective_that_cannot_be_evaluated_is_named(tmp_path, caplog, missing):
+    rows = [(f"u{n % 9}", f"i{n}", "view", "train") for n in range(90)]
+    rows += [(f"u{n}", f"i{n + 9}", "buy", "train") for n in range(9)]
+    rows += [("u0", "i1", event, "valid") for event in ("view", "buy")]
+    if missing == "validation":  # nine pairs: a tenth of them is none
+        rows = [row for row in rows if row[2:] != ("buy", "valid")]
+        rows += [("u0", "i1", "buy", "test")]
+    rows += [("u0", "i2", "view", "test")]
+    config = config_of(tmp_path, rows, [*COLUMNS[:3], "split"], ["view", "buy"])
+    prepare(config)
+    messages = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(messages) == 1 and "'buy'" in messages[0]
+    effect = {"test": "metrics will be missing", "validation": "early stopping"}
+    assert effect[missing] in messages[0]
+
+
 def test_schema_round_trip(tmp_path):
     rows = _random_rows(np.random.default_rng(4))
     items = {"item_id": ["ï 1", "ï 2"], "price": [1.0, 2.0], "tag": ["x", "y"]}

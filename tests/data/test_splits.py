@@ -75,9 +75,84 @@ def test_random_split_keeps_pairs_together():
     test = set(log.pair_keys[part == TEST])
     assert not test & set(log.pair_keys[(part == TRAIN) & objective])
     assert (part[~objective] == TRAIN).all()
-    assert (part == TEST).sum() == pytest.approx(0.2 * objective.sum(), abs=3)
+    # Each pair is drawn alone: binomial, within four standard deviations.
+    pairs = len(set(log.pair_keys[objective]))
+    assert abs(len(test) - 0.2 * pairs) < 4 * np.sqrt(pairs * 0.2 * 0.8)
     np.testing.assert_array_equal(part, splits.assign(log, "random", 0.2, 5))
     assert (part != splits.assign(log, "random", 0.2, 6)).any()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_random_split_leaves_every_objective_a_training_pair(share):
+    rows = [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 1, 0), (1, 2, 2, 0)]
+    for seed in range(30):
+        part = splits.assign(coded(rows, 3, timed=False), "random", share, seed)
+        assert set(np.array([0, 1, 1, 2])[part == TRAIN]) == {0, 1, 2}
+        assert part[0] == part[1]  # one pair
+
+
+def test_draws_are_uniform_and_independent_of_each_other():
+    drawn = splits.draw(3, np.arange(300)[:, np.newaxis], np.arange(300))
+    counts, _ = np.histogram(drawn, 10, (0, 1))
+    # Chi-square with 9 degrees of freedom: 27.9 is exceeded once in a thousand.
+    assert ((counts - 9000) ** 2 / 9000).sum() < 27.9
+    for other in (splits.draw(4, np.arange(300)[:, np.newaxis], np.arange(300)),
+                  drawn.T, np.roll(drawn, 1, 0), np.roll(drawn, 1, 1)):  # fmt: skip
+        assert abs(np.corrcoef(drawn.ravel(), other.ravel())[0, 1]) < 4 / 300
+    keys = splits.stable_keys(["u", "ï 1", "u1"])
+    np.testing.assert_array_equal(splits.stable_keys(["ï 1", "u"]), keys[[1, 0]])
+
+
+@pytest.mark.parametrize("method", ["random", "leave_last_out", "none"])
+@pytest.mark.parametrize("seed", range(4))
+def test_another_objective_redraws_no_validation_pair(method, seed):
+    rng = np.random.default_rng(seed)
+    rows = np.unique(rng.integers((60, 25, 3), size=(900, 3)), axis=0)
+    parts = []
+    for count in (2, 3):
+        rng = np.random.default_rng(seed)
+        log = coded([(*row, 0) for row in rng.permutation(rows)], count, timed=False)
+        part = np.full(len(rows), TRAIN, np.int8)
+        if method != "none":
+            part = splits.assign(log, method, 0.1, seed)
+        parts.append(splits.carve(log, part, range(count), 25, 0.2, seed))
+    old = log.events < 2
+    for value in (TEST, VALID):
+        before, after = (set(np.flatnonzero(old & (p == value))) for p in parts)
+        assert after <= before and bool(before) == (value == VALID or method != "none")
+        # One pair is kept for the new objective.
+        assert len(before - after) <= (2 if value == VALID else 0)
+
+
+def test_other_users_redraw_no_pair_of_a_user():
+    rng = np.random.default_rng(0)
+    rows = np.unique(rng.integers((400, 40, 2), size=(4000, 3)), axis=0)
+    found = []
+    for users in (np.arange(200), np.arange(400)):
+        code = np.full(400, -1)
+        code[users] = rng.permutation(len(users))  # codes depend on who is there
+        keys = np.zeros(len(users), np.int64)
+        keys[code[users]] = users
+        some = rows[code[rows[:, 0]] >= 0]
+        log = CodedLog(
+            code[some[:, 0]], some[:, 1], some[:, 2], None, None, 2,
+            (keys, np.arange(40), np.arange(2)),
+        )  # fmt: skip
+        part = splits.assign(log, "random", 0.1, 7)
+        part = splits.carve(log, part, [0, 1], 10**6, 0.05, 7)
+        found.append(
+            {
+                value: {tuple(row) for row in some[part == value] if row[0] < 200}
+                for value in (TEST, VALID)
+            }
+        )
+    assert found[0][TEST] == found[1][TEST]
+    before, after = (
+        {(user, event): item for user, item, event in sets[VALID]} for sets in found
+    )
+    shared = before.keys() & after.keys()
+    assert len(shared) > 0.5 * len(before)
+    assert all(before[key] == after[key] for key in shared)
 
 
 @pytest.mark.parametrize(

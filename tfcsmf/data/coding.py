@@ -10,7 +10,7 @@ import polars as pl
 from tfcsmf.data.lists import SortedLog
 from tfcsmf.data.log import RawLog
 from tfcsmf.data.rows import NO_TIME
-from tfcsmf.data.splits import SPLIT_CODES, CodedLog
+from tfcsmf.data.splits import SPLIT_CODES, CodedLog, stable_keys
 
 
 def event_names(
@@ -71,6 +71,7 @@ def code_log(
         times=events["time"].to_numpy() if "time" in events.columns else None,
         split=split,
         num_objectives=num_objectives,
+        keys=(stable_keys(user_ids), stable_keys(item_ids), stable_keys(names)),
     )
 
 

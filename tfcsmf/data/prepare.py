@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from tfcsmf.data.prepared import (
 from tfcsmf.data.schema import Schema, load_schema
 from tfcsmf.errors import DataError
 
+_LOG = logging.getLogger(__name__)
 _QUERIES = 3  # distinguishes this use of the seed from those in `splits`
 
 
@@ -224,6 +226,7 @@ def _assemble(
             "test_targets": len(cold),
             "cold_test_targets": int(cold.sum()),
         }
+    _warn_of_empty(counts)
     return PreparedLog(
         objectives=objectives,
         history_events=histories,
@@ -237,6 +240,24 @@ def _assemble(
         known=positives,
         summary=summary | {"events": counts},
     )
+
+
+def _warn_of_empty(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Says which objectives cannot be evaluated, and what follows from it."""
+    for name, count in counts.items():
+        if not count["test"]:
+            _LOG.warning(
+                "The objective %r has no test events: its metrics will be missing. "
+                "Give it test rows in the split column, or raise data.test_share.",
+                name,
+            )
+        if not count["validation"]:
+            _LOG.warning(
+                "The objective %r has no validation pairs: its stage trains for all "
+                "its epochs, without early stopping. More events, or a larger "
+                "data.validation_share or data.validation_users, would give it some.",
+                name,
+            )
 
 
 def _some_users(

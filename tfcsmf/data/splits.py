@@ -6,7 +6,8 @@ that logs of many million rows are divided without Python loops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ TEST = 3  # a test target
 DROPPED = 4  # hidden throughout
 
 SPLIT_CODES = {"train": TRAIN, "valid": VALID, "test": TEST}
-_CARVE, _RANDOM = 1, 2  # distinguish the uses of one seed
+_PAIR, _USER, _RANDOM = 1, 2, 4  # distinguish the uses of one seed
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class CodedLog:
       times: int64, larger is later; None if unknown.
       split: `TRAIN`, `VALID` or `TEST` from the file; None without such a column.
       num_objectives: number of objectives.
+      keys: a number that stays the same in other logs (`stable_keys`) for every
+        user, item and event code; None takes the codes themselves.
     """
 
     users: np.ndarray
@@ -42,6 +45,7 @@ class CodedLog:
     times: np.ndarray | None
     split: np.ndarray | None
     num_objectives: int
+    keys: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def is_objective(self) -> np.ndarray:
@@ -53,6 +57,51 @@ class CodedLog:
         """One number per (user, item) pair, int64 [n]."""
         width = int(self.items.max(initial=0)) + 1
         return self.users.astype(np.int64) * width + self.items
+
+    def row_keys(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The user, item and event of some rows, as the numbers draws depend on."""
+        codes = (self.users[rows], self.items[rows], self.events[rows])
+        if self.keys is None:
+            return codes
+        user, item, event = (
+            keys[code] for keys, code in zip(self.keys, codes, strict=True)
+        )
+        return user, item, event
+
+
+def stable_keys(names: Iterable[str]) -> np.ndarray:
+    """A number per name that depends on nothing else, int64 [n].
+
+    Example:
+      >>> stable_keys(["u1", "u2"])[1] == stable_keys(["u2"])[0]
+      np.True_
+    """
+    encoded = (name.encode("utf-8") for name in names)
+    return np.fromiter(map(zlib.crc32, encoded), np.int64)
+
+
+def draw(*keys: np.ndarray | int) -> np.ndarray:
+    """Uniform numbers in [0, 1) that are a pure function of integer keys.
+
+    Unlike numbers drawn one after the other, they do not change with what else is
+    in the log, so a log that has grown is divided as before.
+
+    Args:
+      *keys: integers or integer arrays of one shape.
+
+    Example:
+      >>> users = np.arange(100_000)
+      >>> bool(abs(draw(0, 1, users).mean() - 0.5) < 0.005)
+      True
+    """
+    state = np.zeros(np.broadcast_shapes(*map(np.shape, keys)), np.uint64)
+    for key in keys:  # a round of SplitMix64 each
+        state = state + np.asarray(key, np.int64).astype(np.uint64)
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def choose_method(wanted: str, log: CodedLog, time_column: str | None) -> str:
@@ -167,16 +216,20 @@ def _leave_last_out(log: CodedLog, least: int = 3) -> np.ndarray:
 
 
 def _at_random(log: CodedLog, share: float, seed: int) -> np.ndarray:
-    """Whole (user, item) pairs that hold about `share` of the events."""
-    rows = np.flatnonzero(log.is_objective)
-    _, pair, counts = np.unique(
-        log.pair_keys[rows], return_inverse=True, return_counts=True
-    )
-    order = np.random.default_rng([seed, _RANDOM]).permutation(len(counts))
-    chosen = np.zeros(len(counts), bool)
-    chosen[order] = np.cumsum(counts[order]) <= round(share * len(rows))
+    """Every (user, item) pair is test with probability `share`, alone.
+
+    Of every objective the pair drawn last stays training.
+    """
+    users, items, _ = log.row_keys(np.arange(len(log.users)))
+    drawn = draw(seed, _RANDOM, users, items)
+    test = log.is_objective & (drawn < share)
+    for code in range(log.num_objectives):
+        mine = np.flatnonzero(log.events == code)
+        if test[mine].all() and mine.size:
+            last = mine[np.argmax(drawn[mine])]
+            test &= log.pair_keys != log.pair_keys[last]
     part = np.full(len(log.users), TRAIN, np.int8)
-    part[rows[chosen[pair]]] = TEST
+    part[test] = TEST
     return part
 
 
@@ -193,7 +246,13 @@ def carve(
     Per objective at most one random pair per user, of at most `most_users` users
     and at most `share` of the objective's distinct training pairs. Everything
     else the user did with a chosen item becomes `HELD`. A user keeps at least one
-    training event, and an objective at least one training pair.
+    training event of this objective or one before it, and an objective at least
+    one training pair.
+
+    Draws depend on the seed and the names of user, item and objective, and a
+    choice on events of this objective and those before it alone. So objectives
+    appended later leave the pairs of the earlier ones as they are, except that
+    the one pair kept for a new objective is no validation pair.
 
     Args:
       log: the events.
@@ -206,32 +265,45 @@ def carve(
     Returns:
       The new parts, int8 [n].
     """
-    rng = np.random.default_rng([seed, _CARVE])
-    rows = np.flatnonzero(part == TRAIN)
+    rows = np.flatnonzero((part == TRAIN) & log.is_objective)
     events = log.events[rows]
-    _, first, pair, sizes = np.unique(
-        log.pair_keys[rows], return_index=True, return_inverse=True, return_counts=True
+    _, first, pair = np.unique(
+        log.pair_keys[rows], return_index=True, return_inverse=True
     )
     owner = log.users[rows][first]  # pair -> user
-    left = np.bincount(log.users[rows], minlength=int(log.users.max(initial=0)) + 1)
-    fixed = np.zeros(len(sizes), bool)
-    for code in range(log.num_objectives):
-        fixed[pair[events == code][:1]] = True
-    taken = np.zeros(len(sizes), bool)
+    users, items, names = log.row_keys(rows)
+    kept = {
+        code: pair[events == code][0]  # pairs that stay training
+        for code in range(log.num_objectives)
+        if (events == code).any()
+    }
+    taken = np.zeros(len(first), bool)
     part = part.copy()
-    for code in objectives:
-        mine = np.unique(pair[events == code])
+    for code in sorted(objectives):
+        own = np.flatnonzero(events == code)
+        mine, one = np.unique(pair[own], return_index=True)
+        if not mine.size:
+            continue
         limit = min(most_users, int(share * len(mine)))
-        cost = np.where(taken[mine], 0, sizes[mine])
-        mine = rng.permutation(mine[(left[owner[mine]] > cost) & ~fixed[mine]])
-        _, one = np.unique(owner[mine], return_index=True)  # one pair per user
-        chosen = rng.permutation(mine[one])[:limit]
-        new = chosen[~taken[chosen]]
-        left[owner[new]] -= sizes[new]
-        taken[new] = True
-        target = np.zeros(len(sizes), bool)
+        # What users would be left with, of this objective and those before it.
+        upto = events <= code
+        sizes = np.bincount(pair[upto & ~taken[pair]], minlength=len(first))
+        left = np.bincount(owner, sizes, minlength=int(owner.max()) + 1)
+        fixed = [kept[other] for other in kept if other <= code]
+        legal = (left[owner[mine]] > sizes[mine]) & ~np.isin(mine, fixed)
+        mine, source = mine[legal], own[one[legal]]
+        name = names[own[0]]
+        by_pair = draw(seed, _PAIR, name, users[source], items[source])
+        order = np.lexsort((by_pair, owner[mine]))
+        mine, source = mine[order], source[order]
+        best = np.unique(owner[mine], return_index=True)[1]  # one pair per user
+        by_user = draw(seed, _USER, name, users[source[best]])
+        chosen = mine[best[np.argsort(by_user, kind="stable")]][:limit]
+        chosen = chosen[~np.isin(chosen, list(kept.values()))]
+        taken[chosen] = True
+        target = np.zeros(len(first), bool)
         target[chosen] = True
         part[rows[target[pair] & (events == code)]] = VALID
-    hidden = rows[taken[pair]]
-    part[hidden[part[hidden] == TRAIN]] = HELD
+    hidden = np.isin(log.pair_keys, log.pair_keys[rows[first[taken]]])
+    part[hidden & (part == TRAIN)] = HELD
     return part
