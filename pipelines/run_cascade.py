@@ -22,7 +22,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--events", help="event log: a Parquet or CSV file, folder or glob")
+    add(
+        "--events",
+        help="event log: a Parquet or CSV file, folder or glob; "
+        "without it the built-in simulator makes one",
+    )
     add("--items", help="item table with features; its ids join the catalogue")
     add("--users", help="user table with features")
     add("--objectives", help="values of the event column, in cascade order: a,b,c")

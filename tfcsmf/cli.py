@@ -79,13 +79,17 @@ def configure_logging(quiet: bool) -> None:
 
 
 def split_names(text: str | None) -> list[str] | None:
-    """Returns the names of a comma-separated option.
+    """Returns the names of a comma-separated option, without blanks around them.
+
+    Empty ones are left out, so that a comma at the end does no harm.
 
     Example:
-      >>> split_names("view, cart,buy")
+      >>> split_names("view, cart,buy,")
       ['view', 'cart', 'buy']
     """
-    return None if text is None else [name.strip() for name in text.split(",")]
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def next_steps(output: str | Path, report: Path, index: str) -> str:

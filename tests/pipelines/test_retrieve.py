@@ -68,6 +68,7 @@ def test_it_prints_a_table(main, run_folder, capsys):
         (["--history", "i1,i2"], "name=value"),
         (["--feature", "age"], "name=value"),
         (["--k", "21"], "retrieval.k"),
+        (["--k", "0"], "Leave it out for all 20"),
         (["--version", "4"], "one of [1]"),
     ],
 )
@@ -82,3 +83,16 @@ def test_mistakes_end_with_one_line_and_status_2(
 def test_a_missing_model_is_status_2(main, tmp_path, capsys):
     assert cli.run(main, ["--model", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_options_are_written_out(main, run_folder, capsys):
+    assert cli.run(main, ["--model", run_folder, "--user", "u1"]) == 2
+    assert "--user" in capsys.readouterr().err
+
+
+def test_help_shows_an_example_and_every_default(main, capsys):
+    assert cli.run(main, ["--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "python pipelines/retrieve.py --model saved_models/shop" in printed
+    for default in ("default: the newest", "default: none", "default 10"):
+        assert default in printed

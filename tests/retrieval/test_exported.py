@@ -72,10 +72,10 @@ def test_features_count(model):
         ({"histories": {"views": []}}, "Did you mean 'view'"),
         ({"histories": {"view": "i1"}}, "list of strings"),
         ({"features": {"agee": 3}}, "Did you mean 'age'"),
-        ({"features": {"age": "old"}}, "1 number"),
+        ({"features": {"age": "old"}}, "1 number.*Leave it out"),
         ({"features": {"user_id": "u1"}}, "query feature"),
-        ({"k": 11}, "retrieval.k"),
-        ({"k": 0}, "between 1 and 10"),
+        ({"k": 11}, "1 and 10, .* Received: 11. .* --set retrieval.k=11"),
+        ({"k": 0}, "at least 1, .* Received: 0. Leave it out for all 10"),
     ],
 )
 def test_mistakes_are_explained(model, arguments, message):
@@ -99,7 +99,7 @@ def test_folders_without_a_model_are_explained(tmp_path, base_path):
         ExportedModel(tmp_path / "nowhere")
     with pytest.raises(ExportError, match="named by its version"):
         ExportedModel(tmp_path)
-    with pytest.raises(ExportError, match=r"one of \[1\]"):
+    with pytest.raises(ExportError, match=r"one of \[1\]. Received: 9. Leave it"):
         ExportedModel(base_path, version=9)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from tfcsmf.data.reader import read_table
 from tfcsmf.data.scalars import as_text, as_times
 from tfcsmf.errors import DataError, nearest
 
+_LOG = logging.getLogger(__name__)
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -65,6 +67,11 @@ def load_log(config: Config) -> RawLog:
                 )
         from tfcsmf.data.simulator import simulate
 
+        _LOG.info(
+            "No event log is given (--events, data.events): the built-in simulator "
+            "makes one with the objectives %s.",
+            " > ".join(config.cascade.objectives),
+        )
         made = simulate(config.simulator, config.cascade.objectives, config.seed)
         # The simulator writes our own column names, whatever the mapping says.
         columns = Columns()

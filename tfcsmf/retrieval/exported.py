@@ -16,6 +16,8 @@ from tfcsmf.data.inputs import QUERY_ID, history_name
 from tfcsmf.errors import ExportError, nearest
 
 DESCRIPTION = "assets.extra/cascade.json"
+# An export is the end of a run; there is no command that makes it alone.
+_AGAIN = "run pipelines/run_cascade.py again with"
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,17 @@ class ExportedModel:
         ]
 
     def _check_k(self, k: int) -> int:
+        if k < 1:
+            raise ExportError(
+                f"k should be at least 1, and {self.k} at most. Received: {k}. Leave "
+                f"it out for all {self.k} results."
+            )
         # A smaller catalogue has nothing beyond its exported k anyway.
-        if k < 1 or (k > self.k and self.k < self.description["catalogue"]):
+        if k > self.k and self.k < self.description["catalogue"]:
             raise ExportError(
                 f"k should be between 1 and {self.k}, the number of results the model "
-                f"was exported with. Received: {k}. Export it again with a larger "
-                "retrieval.k for more."
+                f"was exported with. Received: {k}. Ask for fewer, or {_AGAIN} "
+                f"--set retrieval.k={k}."
             )
         return k
 
@@ -140,7 +147,8 @@ class ExportedModel:
             position = _position(name, self.objectives, "objective")
             if not np.isfinite(weight):
                 raise ExportError(
-                    f"Weights should be finite numbers. Received: {name}={weight}."
+                    f"Weights should be finite numbers. Received: {name}={weight}. "
+                    "Leave the objective out for its default weight, or give 0."
                 )
             values[position] = float(weight)
         return values
@@ -209,7 +217,8 @@ def find_version(path: str | os.PathLike[str], version: int | None = None) -> Pa
         )
     if version is not None and version not in versions:
         raise ExportError(
-            f"The version should be one of {versions}. Received: {version}."
+            f"The version should be one of {versions}. Received: {version}. Leave it "
+            "out for the newest."
         )
     return base / str(versions[-1] if version is None else version)
 
@@ -218,11 +227,12 @@ def _damaged(path: Path, error: Exception) -> ExportError:
     others = []
     if path.name.isdigit():
         others = [n for n in version_numbers(path.parent) if n != int(path.name)]
-    advice = f"Load version {others[-1]} instead, or export" if others else "Export"
+    advice = f"Load version {others[-1]} instead, or copy" if others else "Copy"
     first = (str(error).strip().splitlines() or [""])[0]
     return ExportError(
         f"{str(path)!r} should hold a complete exported model. Received: "
-        f"{type(error).__name__}: {first} {advice} the model again."
+        f"{type(error).__name__}: {first} {advice} the version again from where it "
+        "was made, or run pipelines/run_cascade.py again."
     )
 
 
@@ -232,15 +242,15 @@ def _load_scann_operations(path: Path) -> None:
     except ImportError as error:
         raise ExportError(
             f"{str(path)!r} has a ScaNN index and needs the package scann. Received: "
-            f"{error}. Install it, or export with retrieval.index=exact."
+            f"{error}. Install it, or {_AGAIN} --set retrieval.index=exact."
         ) from error
 
 
 def _position(name: str, names: Sequence[str], what: str) -> int:
     if name not in names:
-        known = f" Known: {', '.join(names) or 'none'}."
         raise ExportError(
-            f"The model should know the {what} {name!r}.{nearest(name, names)}{known}"
+            f"Every {what} should be one the model was trained with. Received: "
+            f"{name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}."
         )
     return list(names).index(name)
 
@@ -248,7 +258,8 @@ def _position(name: str, names: Sequence[str], what: str) -> int:
 def _strings(values: Sequence[str]) -> tf.Tensor:
     if isinstance(values, str):
         raise ExportError(
-            f"Item ids should be a list of strings. Received: the string {values!r}."
+            "Item ids and values should be a list of strings. Received: the string "
+            f"{values!r}. Put it into a list."
         )
     row = [str(value) for value in values]
     return tf.constant([row], tf.string, shape=[1, len(row)])
@@ -270,6 +281,7 @@ def _tensor(name: str, spec: Mapping[str, Any], value: Any) -> tf.Tensor:
         numbers = np.zeros(0, np.float32)
     if len(numbers) != width:
         raise ExportError(
-            f"The feature {name!r} should be {width} number(s). Received: {value!r}."
+            f"The feature {name!r} should be {width} number(s). Received: {value!r}. "
+            "Leave it out where it is missing."
         )
     return tf.constant(numbers if kind == "numeric" else numbers[np.newaxis])

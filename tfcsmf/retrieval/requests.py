@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfcsmf import cli
 from tfcsmf.errors import ExportError
 from tfcsmf.retrieval.exported import RetrievedItem
 
@@ -23,9 +24,11 @@ def parse_lists(options: Sequence[str], option: str) -> dict[str, list[str]]:
     for text in options:
         name, equals, values = text.partition("=")
         if not equals or not name.strip():
-            raise ExportError(f"{option} takes name=value. Received: {text!r}.")
-        parts = (value.strip() for value in values.split(","))
-        result.setdefault(name.strip(), []).extend(part for part in parts if part)
+            raise ExportError(
+                f"{option} takes name=value, for example {option} view=i1,i2. "
+                f"Received: {text!r}."
+            )
+        result.setdefault(name.strip(), []).extend(cli.split_names(values) or ())
     return result
 
 
@@ -36,11 +39,11 @@ def parse_weights(text: str | None) -> dict[str, float]:
       ExportError: for anything but names and numbers.
 
     Example:
-      >>> parse_weights("view=1,buy=-0.5")
+      >>> parse_weights("view=1, buy=-0.5,")
       {'view': 1.0, 'buy': -0.5}
     """
     result: dict[str, float] = {}
-    for part in text.split(",") if text else []:
+    for part in cli.split_names(text) or ():
         name, _, value = part.partition("=")
         try:
             result[name.strip()] = float(value)
@@ -65,16 +68,20 @@ def parse_features(
     for text in options:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name:
-            raise ExportError(f"--feature takes name=value. Received: {text!r}.")
+            raise ExportError(
+                "--feature takes name=value, for example --feature age=30. "
+                f"Received: {text!r}."
+            )
         kind = inputs.get(name, {}).get("kind")
         if kind == "multi":
-            result[name] = [part.strip() for part in value.split(",")]
+            result[name] = cli.split_names(value)
         elif kind in ("numeric", "vector"):
             try:
                 result[name] = [float(part) for part in value.split(",")]
             except ValueError:
                 raise ExportError(
-                    f"The feature {name!r} is {kind}. Received: {value!r}."
+                    f"The {kind} feature {name!r} should be given as numbers, "
+                    f"several separated by commas. Received: {value!r}."
                 ) from None
         else:
             result[name] = value
