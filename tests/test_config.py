@@ -86,20 +86,42 @@ def test_malformed_assignments(assignment):
 def test_an_assignment_below_a_value():
     with pytest.raises(ConfigError, match="'seed' is a single value"):
         Config.from_dict({"seed": 1}, ["seed.x=2"])
+    with pytest.raises(ConfigError, match="'towers.dimension' is a single value"):
+        Config.from_dict({"towers": {"dimension": 8}}, ["towers.dimension.x=2"])
+
+
+def test_a_blank_after_the_colon_may_be_left_out():
+    config = Config.from_dict({}, ["retrieval.weights={click:2, conversion:-1e-1}"])
+    assert config.objective_weights() == [1.0, 2.0, -0.1]
+    config = Config.from_dict({}, ["cascade.stages={click:{epochs:7, tau: 1e-2}}"])
+    assert config.stage("click") == StageConfig(epochs=7, tau=0.01)
+    with pytest.raises(ConfigError, match="Received: 'clik'. Did you mean 'click'"):
+        Config.from_dict({}, ["retrieval.weights={clik:2}"])
 
 
 @pytest.mark.parametrize(
     ("tree", "key", "hint"),
     [
         ({"tower": {}}, "tower", "towers"),
-        ({"towers": {"dimensions": 8}}, "towers.dimensions", "dimension"),
-        ({"loss": {"margin": {"strenght": 1}}}, "loss.margin.strenght", "strength"),
+        ({"towers": {"dimensions": 8}}, "towers.dimensions", "towers.dimension"),
+        ({"dimension": 8}, "dimension", "towers.dimension"),
+        ({"margin": {"form": "order"}}, "margin", "loss.margin"),
+        ({"cascade": {"tau": 0.2}}, "cascade.tau", "cascade.stage.tau"),
+        (
+            {"loss": {"margin": {"strenght": 1}}},
+            "loss.margin.strenght",
+            "loss.margin.strength",
+        ),
         (
             {"cascade": {"stages": {"click": {"learning_rat": 1}}}},
             "cascade.stages.click.learning_rat",
-            "learning_rate",
+            "cascade.stages.click.learning_rate",
         ),
-        ({"data": {"columns": {"userid": "u"}}}, "data.columns.userid", "user_id"),
+        (
+            {"data": {"columns": {"userid": "u"}}},
+            "data.columns.userid",
+            "data.columns.user_id",
+        ),
     ],
 )
 def test_unknown_keys_name_the_nearest(tree, key, hint):
@@ -110,7 +132,8 @@ def test_unknown_keys_name_the_nearest(tree, key, hint):
 
 
 def test_an_unknown_key_unlike_any_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="Known: form, strength, maximum"):
+    known = "Known: loss.margin.form, loss.margin.strength, loss.margin.maximum"
+    with pytest.raises(ConfigError, match=known):
         Config.from_dict({"loss": {"margin": {"zzzzzz": 1}}})
 
 
@@ -154,7 +177,11 @@ def test_all_problems_are_reported_at_once():
 
 @pytest.mark.parametrize(
     ("names", "rule"),
-    [([], "at least one"), (["a", " "], "at least one"), (["a", "a"], "distinct")],
+    [
+        ([], "at least one"),
+        (["a", " "], "none of them blank"),
+        (["a", "a"], "distinct"),
+    ],
 )
 def test_objectives_are_distinct_names(names, rule):
     with pytest.raises(ConfigError, match=rule):

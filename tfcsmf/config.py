@@ -11,13 +11,15 @@ Example:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
+from tfcsmf._config_trees import assign, copy_tree, explain
+from tfcsmf._config_trees import read_yaml as read_yaml
+from tfcsmf._config_trees import with_options as with_options
 from tfcsmf.errors import ConfigError, nearest
 
 Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
@@ -196,8 +198,10 @@ class CascadeConfig(_Section):
     @pydantic.field_validator("objectives")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or any(not name.strip() for name in value):
+        if not value:
             raise ValueError("objectives should name at least one event")
+        if any(not name.strip() for name in value):
+            raise ValueError("every objective should be a name, none of them blank")
         if len(set(value)) != len(value):
             raise ValueError(f"objectives should be distinct, got {list(value)}")
         return value
@@ -310,9 +314,9 @@ class Config(_Section):
           ConfigError: for an unknown key (with the nearest valid one) or a value
             of the wrong type or range.
         """
-        merged = _copy_tree(tree)
+        merged = copy_tree(tree)
         for assignment in assignments:
-            _assign(merged, assignment)
+            assign(merged, assignment)
         return _validate(cls, merged, "")
 
     @classmethod
@@ -325,116 +329,8 @@ class Config(_Section):
         return cls.from_dict(read_yaml(path), assignments)
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """Reads a YAML mapping; the key `run` (written by a finished run) is dropped."""
-    if not os.path.isfile(path):
-        raise ConfigError(f"The configuration file should exist. Received: {path!r}.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path!r} should be YAML. Received: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path!r} should hold a mapping of sections. "
-            f"Received: {type(tree).__name__}."
-        )
-    tree.pop("run", None)
-    return tree
-
-
-def with_options(
-    tree: Mapping[str, Any], options: Mapping[tuple[str, ...], Any]
-) -> dict[str, Any]:
-    """Returns a tree with command-line options set; `None` leaves a key alone.
-
-    Example:
-      >>> with_options({"data": {"items": "i"}}, {("data", "events"): "e"})
-      {'data': {'items': 'i', 'events': 'e'}}
-    """
-    merged = _copy_tree(tree)
-    for path, value in options.items():
-        if value is None:
-            continue
-        section = merged
-        for key in path[:-1]:
-            section = section.setdefault(key, {})
-            if not isinstance(section, dict):
-                raise ConfigError(
-                    f"The configuration key {key!r} should be a section. "
-                    f"Received: {section!r}."
-                )
-        section[path[-1]] = value
-    return merged
-
-
-def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        str(key): _copy_tree(value) if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-    }
-
-
-def _assign(tree: dict[str, Any], assignment: str) -> None:
-    path, equals, text = assignment.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            "--set takes path=value, for example towers.dimension=32. "
-            f"Received: {assignment!r}."
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {text!r} is not a value: {error}") from error
-    if isinstance(value, str):
-        value = _number(value)
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(
-                f"--set {path}: {key!r} is a single value, not a section."
-            )
-    tree[keys[-1]] = value
-
-
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _validate(cls: type, tree: Mapping[str, Any], where: str) -> Any:
     try:
         return cls(**tree)
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(cls, error, where)) from None
-
-
-def _explain(cls: type, error: pydantic.ValidationError, where: str) -> str:
-    """One line per problem: the path, the rule, and what was received."""
-    lines = []
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        name = ".".join(([where] if where else []) + path)
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):
-            lines.append(str(cause))
-        elif problem["type"] == "extra_forbidden":
-            known = _fields(cls, path[:-1])
-            hint = nearest(path[-1], known) or f" Known: {', '.join(known)}."
-            lines.append(f"Unknown configuration key {name!r}.{hint}")
-        else:
-            rule = problem["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"Configuration {name!r}: {rule}. Received: {problem['input']!r}."
-            )
-    return "\n".join(lines)
-
-
-def _fields(cls: Any, path: Sequence[str]) -> list[str]:
-    for key in path:
-        cls = cls.model_fields[key].annotation
-    return list(cls.model_fields)
+        raise ConfigError(explain(error, cls, where)) from None
