@@ -138,7 +138,9 @@ def test_a_finished_run_says_so_on_resume(finished, small_config, capsys):
     assert len(list((output / "serving").iterdir())) == 1
 
 
-def test_a_killed_run_continues_only_with_resume(tmp_path, small_config, finished):
+def test_a_killed_run_continues_only_with_resume(
+    tmp_path, small_config, finished, capsys
+):
     output = tmp_path / "killed"
     arguments = ["--config", small_config, "--output", str(output), "--quiet"]
     process = subprocess.Popen(_command(*arguments), stderr=subprocess.PIPE, text=True)
@@ -152,8 +154,14 @@ def test_a_killed_run_continues_only_with_resume(tmp_path, small_config, finishe
     process.stderr.close()
     assert cli.run(run_cascade.main, arguments) == 2  # nothing is thrown away
     changed = [*arguments, "--resume", "--set", "cascade.stage.tau=0.2"]
+    capsys.readouterr()
     assert cli.run(run_cascade.main, changed) == 2
-    assert cli.run(run_cascade.main, [*arguments, "--resume"]) == 0
+    error = capsys.readouterr().err
+    assert "cascade.stage.tau: 0.1 before, 0.2 now" in error
+    # What the message proposes works, whatever the defaults of the code are now.
+    assert f"--config {output / 'config.yaml'}" in error
+    own = ["--config", str(output / "config.yaml"), "--output", str(output), "--quiet"]
+    assert cli.run(run_cascade.main, [*own, "--resume"]) == 0
     ours = json.loads((output / "report" / "metrics.json").read_text())
     theirs = json.loads((finished[0] / "report" / "metrics.json").read_text())
     assert ours["protocols"] == theirs["protocols"]
@@ -182,7 +190,11 @@ def _log(folder, rows=60):
             "user_id",
         ),
         (lambda f: f.clear(), [], "events"),
-        (lambda f: f, ["--set", "towers.dimensoin=3"], "Did you mean 'dimension'"),
+        (
+            lambda f: f,
+            ["--set", "towers.dimensoin=3"],
+            "Did you mean 'towers.dimension'",
+        ),
         (lambda f: f, ["--set", "towers.dimension=-3"], "greater than or equal"),
         (lambda f: f, ["--config", "nowhere.yaml"], "nowhere.yaml"),
         (lambda f: f, ["--items", "nowhere.parquet"], "nowhere.parquet"),
@@ -204,6 +216,54 @@ def test_bad_input_is_one_message_and_status_2(
     assert message in error
     assert "Traceback" not in error
     assert not (output / "serving").exists()
+
+
+@pytest.mark.parametrize("options", [["--events", "nowhere.parquet"], ["--items", "x"]])
+def test_bad_input_leaves_nothing_behind(tmp_path, options):
+    nested, existing = tmp_path / "runs" / "first", tmp_path / "existing"
+    existing.mkdir()
+    for output in (nested, existing):
+        assert cli.run(run_cascade.main, [*options, "--output", str(output)]) == 2
+    # What was there before stays.
+    assert [entry.name for entry in tmp_path.iterdir()] == ["existing"]
+
+
+def test_a_refused_extension_leaves_nothing_behind(tmp_path, small_config, capsys):
+    full = tmp_path / "full"
+    arguments = ["--config", small_config, "--output", str(full), "--quiet"]
+    arguments += ["--objectives", "exposure", "--set", "cascade.reserve=false"]
+    arguments += ["--set", "cascade.stage.epochs=1"]
+    assert cli.run(run_cascade.main, arguments) == 0
+    extension = ["--extend", str(full), "--output", str(tmp_path / "more"), "--quiet"]
+    capsys.readouterr()
+    more = [*extension, "--objectives", "exposure,click"]
+    assert cli.run(run_cascade.main, more) == 2
+    assert "cascade.reserve=true" in capsys.readouterr().err
+    other = [*extension, "--objectives", "click,exposure"]
+    assert cli.run(run_cascade.main, other) == 2
+    assert "then the new ones" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+    from tfcsmf.cascade.run import run_cascade as run
+    from tfcsmf.config import Config
+    from tfcsmf.errors import ConfigError
+
+    config = Config.from_yaml(small_config, ["cascade.objectives=[click, buy]"])
+    with pytest.raises(ConfigError, match="and then the new ones"):
+        run(config, tmp_path / "more", extend=full)
+    assert not (tmp_path / "more").exists()
+
+
+def test_a_run_on_the_simulator_says_so(tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    arguments = ["--output", str(tmp_path / "out")]
+    # Refused once the log is made, so that nothing is trained here.
+    arguments += ["--objectives", "view, buy,", "--set", "data.ignore=[colour_]"]
+    assert cli.run(run_cascade.main, arguments) == 2
+    assert "data.ignore" in capsys.readouterr().err
+    assert "the built-in simulator makes one with the objectives view > buy." in (
+        caplog.text
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 not really parquet PAR1"])

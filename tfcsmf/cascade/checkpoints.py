@@ -1,18 +1,23 @@
 """Resumable checkpoints: one folder per checkpoint, written atomically.
 
 A checkpoint is `variables.npz` (every array of the training state by name) and
-`state.json` (where training is, and the digest of the arrays). A damaged one is
-reported and the one before is used.
+`state.json` (where training is). Both carry CRC-32 sums: of every array, which the
+archive computes as it is written and checks as it is read, so that large tables are
+not read once more for a digest, and of the state, which lists those of the arrays.
+A damaged checkpoint is reported and the one before is used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
+import struct
+import time
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,20 @@ from tfcsmf.files import atomic_directory, write_atomic
 
 _LOG = logging.getLogger(__name__)
 _ARRAYS, _STATE, _SCHEMA = "variables.npz", "state.json", "schema.json"
+# What reading a damaged file may raise; running out of memory is not damage.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,53 @@ class Checkpoint:
     path: Path
 
 
+class SavePace:
+    """Decides when a checkpoint is worth the time it takes.
+
+    One is due at every multiple of `every` steps and whenever `longest` seconds have
+    passed, but only once the time since the last one has paid for it: saving takes
+    at most `share` of the time, however large the model. So little work is lost
+    without slowing training down. *When* a run saves never changes what it computes.
+
+    Args:
+      every: steps, >= 1.
+      share: largest share of the time spent on saving, > 0; infinite saves always.
+      longest: seconds between checkpoints where `every` steps take longer.
+      clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        share: float = 0.05,
+        longest: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.every = every
+        self.share = share
+        self.longest = longest
+        self._clock = clock
+        self._last, self._cost = clock(), 0.0
+
+    def due(self, step: int) -> bool:
+        """Returns whether to save after this many steps of a phase."""
+        waited = self._clock() - self._last
+        wanted = step % self.every == 0 or waited >= self.longest
+        return wanted and self.affordable()
+
+    def affordable(self) -> bool:
+        """Returns whether the time since the last checkpoint has paid for one."""
+        return self._cost / self.share <= self._clock() - self._last
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measures what is done inside."""
+        began = self._clock()
+        yield
+        self._last = self._clock()
+        self._cost = self._last - began
+
+
 class CheckpointStore:
     """The `checkpoints/` folder of a run.
 
@@ -52,20 +118,34 @@ class CheckpointStore:
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
         self.directory = Path(directory)
         self.keep = keep
+        self._damaged: set[int] = set()
 
     def save(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
-        """Writes one checkpoint and removes the oldest ones."""
-        numbers = self._numbers()
-        number = numbers[-1] + 1 if numbers else 0
-        path = self.directory / f"{number:08d}"
+        """Writes one checkpoint and removes the oldest ones.
+
+        Raises:
+          OSError: if it cannot be written; the earlier ones are left alone.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(path) as folder:
-            np.savez(Path(folder) / _ARRAYS, **arrays)  # type: ignore[arg-type]
-            digest = _digest(Path(folder) / _ARRAYS)
-            content = json.dumps({"state": dict(state), "sha256": digest}, indent=1)
-            (Path(folder) / _STATE).write_text(content, encoding="utf-8")
-        for old in self._numbers()[: -self.keep]:
-            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+        self._remove_leftovers()
+        numbers = self._numbers()
+        path = self._path(numbers[-1] + 1 if numbers else 0)
+        try:
+            with atomic_directory(path) as folder:
+                np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
+                with zipfile.ZipFile(folder / _ARRAYS) as archive:
+                    content = {"state": dict(state), "arrays": _sums(archive)}
+                whole = {"crc32": _sum(content)} | content
+                text = json.dumps(whole, indent=1)
+                (folder / _STATE).write_text(text, encoding="utf-8")
+        except OSError as error:
+            # Writes through the archive do not say which file they failed on.
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        # Those found damaged go first: they are not what `keep` should keep.
+        intact = [n for n in self._numbers() if n not in self._damaged]
+        for old in {*self._damaged, *intact[: -self.keep]}:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+        self._damaged.clear()
         return path
 
     def latest(self) -> Checkpoint | None:
@@ -76,10 +156,10 @@ class CheckpointStore:
         """
         numbers = self._numbers()
         for number in reversed(numbers):
-            path = self.directory / f"{number:08d}"
             try:
-                return _load(path)
+                return _load(self._path(number))
             except CheckpointError as error:
+                self._damaged.add(number)
                 _LOG.warning("%s Falling back to the checkpoint before it.", error)
         if numbers:
             raise CheckpointError(
@@ -113,30 +193,41 @@ class CheckpointStore:
                 "Name the output folder of a finished run."
             ) from error
 
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{number:08d}"
+
     def _numbers(self) -> list[int]:
         if not self.directory.is_dir():
             return []
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir())
         return sorted(int(name) for name in names if name.isdigit())
 
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed process had begun to write: a table's size each."""
+        for entry in self.directory.glob(".*.partial"):
+            shutil.rmtree(entry, ignore_errors=True)
+
 
 def _load(path: Path) -> Checkpoint:
     try:
         content = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if _digest(path / _ARRAYS) != content["sha256"]:
-            raise ValueError("the arrays do not match their digest")
+        if content.pop("crc32") != _sum(content):
+            raise ValueError("the state does not match its sum")
         with np.load(path / _ARRAYS, allow_pickle=False) as arrays:
+            if _sums(arrays.zip) != content["arrays"]:
+                raise ValueError("the arrays do not match their sums")
+            # Each is checked against its sum when its last byte is read.
             loaded = {name: arrays[name] for name in arrays.files}
         return Checkpoint(content["state"], loaded, path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
             f"The checkpoint {str(path)!r} is damaged: {error}."
         ) from error
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+def _sums(archive: zipfile.ZipFile) -> dict[str, int]:
+    return {entry.filename: entry.CRC for entry in archive.infolist()}
+
+
+def _sum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())

@@ -21,7 +21,9 @@ class Progress:
       phase_over: the phase stopped early; only its end is left to do.
       seconds: training time of this stage so far, evaluation left out.
       examples_seen: positives trained on in this stage so far.
-      epochs: epochs of this stage's training phase so far.
+      epochs: epochs this stage's training phase took, the last ones without
+        improvement included; 0 until it is over.
+      best_epoch: the epoch of them whose parameters were kept, from 1.
       freed_share: what pruning freed in this stage.
       phases: learning curves of this stage's phases.
       finished: reports of finished stages.
@@ -39,6 +41,7 @@ class Progress:
     seconds: float = 0.0
     examples_seen: int = 0
     epochs: int = 0
+    best_epoch: int = 0
     freed_share: dict[str, float] = field(default_factory=dict)
     phases: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +58,8 @@ class Progress:
     def begin_stage(self, stage: int) -> None:
         """Starts the training phase of a stage."""
         self.stage, self.phases, self.freed_share = stage, [], {}
-        self.seconds, self.examples_seen, self.epochs = 0.0, 0, 0
+        self.seconds, self.examples_seen = 0.0, 0
+        self.epochs, self.best_epoch = 0, 0
         self.begin_phase("train")
 
     @property

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from tfcsmf.cascade import assessment
-from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.checkpoints import Checkpoint, CheckpointStore
 from tfcsmf.cascade.model import CSMF, build_model
 from tfcsmf.cascade.run_folder import RunFolder
-from tfcsmf.cascade.trainer import CascadeTrainer, load_model_arrays
+from tfcsmf.cascade.trainer import CascadeTrainer
+from tfcsmf.cascade.training_state import load_model_arrays
 from tfcsmf.config import Config, read_yaml
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import PreparedLog
@@ -84,7 +85,12 @@ def run_cascade(
             )
         store = CheckpointStore(folder.checkpoints)
         source = CheckpointStore(base.checkpoints) if base else None
+        # Whatever can be refused is refused before anything is written.
+        start = _base_checkpoint(source, config) if source else None
         log = prepare(config, source.load_schema() if source else None)
+        model = build_model(config, log)
+        if start is not None:
+            load_model_arrays(model, start.arrays)
         schema = save_schema(log) | {"examples": _fingerprint(log)}
         if continued:
             _check_same_log(store, schema)
@@ -92,7 +98,9 @@ def run_cascade(
             store.clear()
         folder.write_config(config, "running", base.path if base else None, continued)
         store.save_schema(schema)
-        return _train_and_publish(config, folder, log, resume, source, show_progress)
+        return _train_and_publish(
+            config, folder, log, model, resume, source, show_progress
+        )
 
 
 def _check_base(base: RunFolder, folder: RunFolder) -> None:
@@ -138,14 +146,14 @@ def _train_and_publish(
     config: Config,
     folder: RunFolder,
     log: PreparedLog,
+    model: CSMF,
     resume: bool,
     base: CheckpointStore | None,
     show_progress: bool,
 ) -> RunResult:
-    model = build_model(config, log)
     first_stage = 0
     if base is not None:
-        first_stage = _load_base(base, model, log)
+        first_stage = len(base.load_schema()["objectives"])
     trainer = CascadeTrainer(
         config, log, model, folder.path, first_stage, show_progress
     )
@@ -216,37 +224,50 @@ def base_tree(base: str | Path, objectives: list[str] | None) -> dict[str, Any]:
       ConfigError: if they do not begin with the run's own, or append nothing.
     """
     tree = read_yaml(str(Path(base) / "config.yaml"))
-    before = list(tree["cascade"]["objectives"])
-    if not objectives or objectives[: len(before)] != before or objectives == before:
-        raise ConfigError(
-            "--objectives should list the objectives of the extended run and then the "
-            f"new ones. Received: {objectives} for a run with {before}."
-        )
+    _check_appended(list(tree["cascade"]["objectives"]), objectives)
     # The capacity kept back is what the new objectives are trained in.
     tree["cascade"]["reserve"] = False
     return tree
 
 
-def _load_base(base: CheckpointStore, model: CSMF, log: PreparedLog) -> int:
-    """Loads a finished run into a new model; returns its number of stages."""
+def _base_checkpoint(base: CheckpointStore, config: Config) -> Checkpoint:
+    """Returns the end of the run to extend, if it can take the new objectives.
+
+    Raises:
+      CheckpointError: if there is no such state, or it is of other objectives.
+      ConfigError: if `config` appends none.
+      CapacityError: if it has too few free output dimensions.
+    """
     checkpoint = base.latest()
     if checkpoint is None:
         raise CheckpointError(
             f"The run to extend should have checkpoints in {str(base.directory)!r}. "
-            "Received: none."
+            "Received: none. Name the folder of a finished run."
         )
     finished = [stage["name"] for stage in checkpoint.state["finished"]]
-    if finished != list(log.objectives[: len(finished)]):
+    before = base.load_schema()["objectives"]
+    if finished != before:
         raise CheckpointError(
-            f"The run to extend should be finished. Received: stages {finished} "
-            f"trained, {list(log.objectives)} asked for."
+            f"The run to extend should be finished. Received: stages {finished} of "
+            f"{before}. Finish it with --resume first."
         )
-    load_model_arrays(model, checkpoint.arrays)
-    free = int(np.sum(model.block_owner.numpy() == FREE))
-    wanted = len(log.objectives) - len(finished)
+    _check_appended(before, list(config.cascade.objectives))
+    free = int(np.sum(checkpoint.arrays["block_owner"] == FREE))
+    wanted = len(config.cascade.objectives) - len(before)
+    wanted += int(config.cascade.reserve)
     if free < wanted:
         raise CapacityError(
-            f"Appending {wanted} objectives needs as many free output dimensions. "
-            f"Received: {free}. Train the base run with --set cascade.reserve=true."
+            f"Appending objectives (and keeping a reserve) should leave each a free "
+            f"output dimension: {wanted} here. Received: {free} in "
+            f"{str(base.directory.parent)!r}. Train the base run with "
+            "--set cascade.reserve=true."
         )
-    return len(finished)
+    return checkpoint
+
+
+def _check_appended(before: list[str], objectives: list[str] | None) -> None:
+    if not objectives or objectives[: len(before)] != before or objectives == before:
+        raise ConfigError(
+            "--objectives should list the objectives of the extended run and then the "
+            f"new ones. Received: {objectives} for a run with {before}."
+        )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -47,26 +48,46 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process; the lock dies with the process.
 
+        Where the block raises without having written anything, the folders made
+        here are removed again.
+
         Raises:
           ConfigError: if another process holds it, or it cannot be written.
         """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            file = open(lock, "w")  # noqa: SIM115
+        except (
+            FileExistsError,
+            FileNotFoundError,
+            NotADirectoryError,
+            PermissionError,
+        ) as error:
             raise ConfigError(
                 f"--output should be a folder that can be written. Received: "
-                f"{str(self.path)!r} ({error.strerror})."
+                f"{str(self.path)!r} ({error.strerror}). Choose another --output."
             ) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A failing run may have removed folder and lock since `open`.
+                held = os.fstat(file.fileno()).st_nlink > 0
             except BlockingIOError:
+                held = False
+            if not held:
                 raise ConfigError(
                     f"{str(self.path)!r} is in use by another run. Wait for it, or "
                     "choose another --output."
-                ) from None
-            yield
+                )
+            try:
+                yield
+            except BaseException:
+                if made and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+                    lock.unlink()
+                    _remove_empty(made)
+                raise
 
     def run_section(self) -> dict[str, Any]:
         """Returns what is known of the run in this folder; empty if there is none."""
@@ -93,11 +114,13 @@ class RunFolder:
             if before.get(key) != now.get(key)
         ]
         if changes:
+            # An extending run takes the configuration of its base, never --config.
+            own = "" if extends else f", give --config {self.config_path}"
             raise CheckpointError(
                 f"--resume should continue the run in {str(self.path)!r} with its own "
                 "configuration. Received other values:\n"
                 + "\n".join(changes)
-                + "\nLeave the changed options out, or choose another --output."
+                + f"\nLeave the changed options out{own}, or choose another --output."
             )
 
     def write_config(
@@ -139,6 +162,15 @@ class RunFolder:
                 f"Received: {type(tree).__name__}."
             )
         return tree
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders, innermost first, up to the first that is not empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

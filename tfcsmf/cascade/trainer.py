@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfcsmf.cascade import capacity
-from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.checkpoints import CheckpointStore, SavePace
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.frozen import FrozenScores
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.cascade.pruning import make_criterion
 from tfcsmf.cascade.stage_step import StageStep
+from tfcsmf.cascade.training_state import TrainingState
 from tfcsmf.config import Config
 from tfcsmf.data.batches import Batch, BatchSettings, StageBatches
 from tfcsmf.data.prepared import PreparedLog
-from tfcsmf.errors import CheckpointError, DataError
+from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
 
@@ -59,19 +60,21 @@ class CascadeTrainer:
         self.config = config
         self.log = log
         self.model = model
-        self.first_stage = first_stage
         self.show_progress = show_progress
         self.encoder = Encoder(model, log, config.data.history_length)
         self.store = CheckpointStore(
             Path(directory) / "checkpoints", config.cascade.keep_checkpoints
         )
+        self.pace = SavePace(config.cascade.checkpoint_every)
         self.frozen = FrozenScores(self.encoder)
-        self.progress = Progress()
-        self.progress.begin_stage(first_stage)
-        self._scalars = tf.summary.create_file_writer(str(Path(directory) / "logs"))
-        self._best: dict[str, np.ndarray] = {}
-        self._before_pruning: dict[str, np.ndarray] = {}
-        self._restored_state: dict[str, np.ndarray] = {}
+        self.state = TrainingState(model, self.frozen, first_stage)
+        self._logs = Path(directory) / "logs"
+        self._scalars = tf.summary.create_file_writer(str(self._logs))
+
+    @property
+    def progress(self) -> Progress:
+        """Where training is, with the reports and curves so far."""
+        return self.state.progress
 
     @property
     def num_stages(self) -> int:
@@ -92,11 +95,12 @@ class CascadeTrainer:
         settings = self.config.stage(objective)
         batches = self._batches(objective)
         self._open(stage, batches)
-        step = StageStep(self.model, settings)
+        step = StageStep(self.model, settings, batches.element_spec)
         if progress.phase == "train":
-            step.start("train", stage, self._restored_state)
+            step.start("train", stage, self.state.slots)
             self._run_phase(step, batches, 1.0, settings.epochs, settings.patience)
-            progress.epochs = progress.best_step // batches.steps_per_epoch()
+            progress.epochs = progress.step // batches.steps_per_epoch()
+            progress.best_epoch = progress.best_step // batches.steps_per_epoch()
             last = stage == self.num_stages - 1 and not self.config.cascade.reserve
             if last:
                 capacity.take_over(self.model, stage)
@@ -107,11 +111,11 @@ class CascadeTrainer:
             recovery = settings.recovery_epochs and not last
             if recovery:
                 progress.begin_phase("recovery")
-                self._restored_state = {}
+                self.state.slots = {}
                 self._evaluate(stage)  # what pruning cost, and the one to beat
                 self._save(None)  # recovery starts with fresh slots
         if progress.phase == "recovery":
-            step.start("recovery", stage, self._restored_state)
+            step.start("recovery", stage, self.state.slots)
             self._run_phase(
                 step, batches, settings.recovery_share, settings.recovery_epochs, 0
             )
@@ -151,11 +155,11 @@ class CascadeTrainer:
             else None
         )
         beginning = progress.phase == "train" and progress.step == 0
-        if stage > 0 and beginning and not self._restored_state:
+        if stage > 0 and beginning:
             previous = self.config.stage(self.log.objectives[stage - 1])
-            capacity.reopen(
-                model, previous.freed, self._before_pruning, self.config.seed + stage
-            )
+            before, seed = self.state.before_pruning, self.config.seed + stage
+            capacity.reopen(model, previous.freed, before, seed)
+            self.state.before_pruning = {}  # a table's size in every checkpoint
 
     def _run_phase(
         self,
@@ -174,8 +178,8 @@ class CascadeTrainer:
         while progress.step < total and not progress.phase_over:
             epoch_end = (progress.step // per_epoch + 1) * per_epoch
             self._run_epoch(step, stream, batches.batch_size, epoch_end)
-            self._end_epoch(step, per_epoch, patience)
-        self._load(self._best)
+            self._end_epoch(step, per_epoch, total, patience)
+        self.state.load_best()
 
     def _run_epoch(
         self,
@@ -220,16 +224,18 @@ class CascadeTrainer:
         for batch in itertools.islice(stream, epoch_end - progress.step):
             pending.append(step(batch))
             progress.step += 1
-            save = progress.step % self.config.cascade.checkpoint_every == 0
+            save = progress.step < epoch_end and self.pace.due(progress.step)
             if save or len(pending) == _REPORT_EVERY:
                 settle()
-            if save and progress.step < epoch_end:
+            if save:
                 self._save(step)
                 began = time.perf_counter()
         settle()
         bar.close()
 
-    def _end_epoch(self, step: StageStep, per_epoch: int, patience: int) -> None:
+    def _end_epoch(
+        self, step: StageStep, per_epoch: int, total: int, patience: int
+    ) -> None:
         progress = self.progress
         loss = progress.losses / per_epoch
         progress.losses = 0.0
@@ -239,13 +245,15 @@ class CascadeTrainer:
         if patience and progress.bad_evaluations >= patience:
             progress.phase_over = True
         self._write_scalars(loss, value)
-        self._save(step)
+        if self.pace.affordable():
+            over = progress.phase_over or progress.step >= total
+            self._save(None if over else step)
 
     def _evaluate(self, stage: int) -> float | None:
         """Validates the stage in training and remembers the best parameters."""
         value = self.validate(stage)
         if self.progress.record_validation(value):
-            self._best = capacity.snapshot(self.model)
+            self.state.keep_best()
         if self.show_progress and value is not None:
             name = self.log.objectives[stage]
             k = self.config.evaluation.validation_k
@@ -283,7 +291,7 @@ class CascadeTrainer:
         if cascade.criterion == "fisher":
             importance = step.fisher(batches.dataset(1.0, 2, 0, 50))
         if settings.freed == "keep":
-            self._before_pruning = capacity.snapshot(self.model)
+            self.state.before_pruning = capacity.snapshot(self.model)
         shares = cascade.freed_share
         if cascade.criterion == "cpp":
             table, output = settings.embedding_tau, settings.output_tau
@@ -321,6 +329,7 @@ class CascadeTrainer:
                 "examples_per_second": round(rate, 1),
                 "freed_share": progress.freed_share,
                 "epochs": progress.epochs,
+                "best_epoch": progress.best_epoch,
                 "best_validation": {
                     f"recall@{k}": max(training, default=None),
                     f"recall@{k}_frozen": self.validate(stage),
@@ -329,100 +338,37 @@ class CascadeTrainer:
         )
         progress.curves[objective] = {"phases": progress.stage_curves()}
         progress.begin_stage(stage + 1)
-        self._best, self._restored_state = {}, {}
+        self.state.best, self.state.slots = {}, {}
 
     def _write_scalars(self, loss: float, value: float | None) -> None:
         name = self.log.objectives[self.progress.stage]
-        with self._scalars.as_default(step=self.progress.step):
-            prefix = f"{self.progress.stage}_{name}/{self.progress.phase}"
-            tf.summary.scalar(f"{prefix}/loss", loss)
-            if value is not None:
-                tf.summary.scalar(f"{prefix}/validation_recall", value)
-        self._scalars.flush()
+        try:
+            with self._scalars.as_default(step=self.progress.step):  # flushes
+                prefix = f"{self.progress.stage}_{name}/{self.progress.phase}"
+                tf.summary.scalar(f"{prefix}/loss", loss)
+                if value is not None:
+                    tf.summary.scalar(f"{prefix}/validation_recall", value)
+        except tf.errors.ResourceExhaustedError as error:
+            message = "No space left on device"
+            raise OSError(errno.ENOSPC, message, str(self._logs)) from error
 
     # Checkpoints.
 
-    def _load(self, values: dict[str, np.ndarray]) -> None:
-        for parameter in self.model.owned_parameters:
-            if parameter.name in values:
-                parameter.variable.assign(values[parameter.name])
-
     def _save(self, step: StageStep | None) -> None:
-        self.store.save(self.progress.to_dict(), self._arrays(step))
-
-    def _arrays(self, step: StageStep | None) -> dict[str, np.ndarray]:
-        arrays = model_arrays(self.model)
-        groups: list[tuple[str, dict[str, Any]]] = [
-            ("best", self._best),
-            ("before_pruning", self._before_pruning),
-            ("frozen", self.frozen.arrays),
-            ("optimizer", step.state() if step else {}),
-        ]
-        for group, values in groups:
-            arrays |= {f"{group}/{name}": value for name, value in values.items()}
-        return arrays
+        """Writes a checkpoint; without a step the next phase has fresh slots."""
+        with self.pace.saving():
+            self.store.save(*self.state.contents(step.state() if step else {}))
 
     def inherit(self, base: CheckpointStore) -> None:
         """Takes over the reports of a finished run that is being extended."""
         checkpoint = base.latest()
-        if checkpoint is None:
-            return
-        self.progress.finished = checkpoint.state["finished"]
-        self.progress.curves = checkpoint.state["curves"]
-        self._before_pruning = _group(checkpoint.arrays, "before_pruning")
-        # Remembered on this log: its histories may have grown since.
-        for stage in range(self.first_stage):
-            self.frozen.remember(stage)
+        if checkpoint is not None:
+            self.state.inherit(checkpoint)
 
     def resume(self) -> bool:
         """Loads the newest intact checkpoint; returns whether there is one."""
         checkpoint = self.store.latest()
         if checkpoint is None:
             return False
-        self.progress = Progress(**checkpoint.state)
-        load_model_arrays(self.model, checkpoint.arrays)
-
-        self._best = _group(checkpoint.arrays, "best")
-        self._before_pruning = _group(checkpoint.arrays, "before_pruning")
-        self.frozen.arrays = _group(checkpoint.arrays, "frozen")
-        self._restored_state = _group(checkpoint.arrays, "optimizer")
+        self.state.restore(checkpoint)
         return True
-
-
-def _group(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    prefix = f"{name}/"
-    return {
-        key[len(prefix) :]: value
-        for key, value in arrays.items()
-        if key.startswith(prefix)
-    }
-
-
-def model_arrays(model: CSMF) -> dict[str, np.ndarray]:
-    """Returns parameters and owners by name."""
-    arrays = {"block_owner": model.block_owner.numpy()}
-    for parameter in model.owned_parameters:
-        arrays[f"model/{parameter.name}"] = parameter.variable.numpy()
-        arrays[f"owner/{parameter.name}"] = parameter.owner.numpy()
-    return arrays
-
-
-def load_model_arrays(model: CSMF, arrays: dict[str, np.ndarray]) -> None:
-    """Sets parameters and owners from a checkpoint.
-
-    Raises:
-      CheckpointError: if names or shapes are not those of the model.
-    """
-    targets: dict[str, tf.Variable] = {"block_owner": model.block_owner}
-    for parameter in model.owned_parameters:
-        targets[f"model/{parameter.name}"] = parameter.variable
-        targets[f"owner/{parameter.name}"] = parameter.owner
-    for name, variable in targets.items():
-        shape = tuple(variable.shape)
-        if name not in arrays or arrays[name].shape != shape:
-            received = arrays[name].shape if name in arrays else "nothing"
-            raise CheckpointError(
-                f"The checkpoint should hold {name!r} of shape {shape}. Received: "
-                f"{received}. It belongs to another configuration or log."
-            )
-        variable.assign(arrays[name])
