@@ -2,6 +2,10 @@
 #
 #   make run  [ARGS="--seed 1"]     the demo cascade on the built-in simulator
 #   make test [ARGS="-k simulator"] the quick tests and the doctests
+#   make bench                      all benchmarks, about 15 minutes on 2 quiet cores
+#   make bench ARGS=--quick         the same at tiny sizes, 2 minutes: do they run?
+#                                   Results: the screen and benchmarks/results/*.json;
+#                                   benchmarks/<name>.py --help says what each compares
 #   make test-slow, lint, format, clean
 #
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
@@ -14,11 +18,13 @@ PYTHON ?=
 # 3.11 first: the pinned stack was verified with it.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.10 python3.13 python3)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+# In this order; every one in a process of its own.
+BENCHMARKS := training evaluation fused_query preparation
 SOURCES := tfcsmf pipelines tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-slow lint format clean
+.PHONY: help install run test test-slow bench lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -51,6 +57,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not network' --timeout 1800 $(ARGS)
+
+bench: $(STAMP)
+	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS); done
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -17,9 +17,8 @@ def reference(scores, k, rows):
     best = np.full((len(scores), k), -np.inf, np.float32)
     positions = np.full((len(scores), k), -1, np.int32)
     for q, row in enumerate(scores):
-        order = [c for c in np.argsort(-row, kind="stable") if c not in set(rows[q])][
-            :k
-        ]
+        left_out = set(rows[q])
+        order = [c for c in np.argsort(-row, kind="stable") if c not in left_out][:k]
         best[q, : len(order)] = row[order]
         positions[q, : len(order)] = order
     return best, positions
@@ -47,6 +46,30 @@ def test_equals_a_full_stable_sort(k, batch, block):
         np.testing.assert_array_equal(positions, expected)
         np.testing.assert_array_equal(scores, expected_scores)
         assert (scores.dtype, positions.dtype) == (np.float32, np.int32)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize("order", ["random", "rising", "falling"])
+@pytest.mark.parametrize("candidates", [64 * 20, 64 * 41 + 5])
+def test_groups_of_candidates_change_nothing(k, order, candidates):
+    q, c, rows = instance(k, 7, candidates)
+    if order != "random":  # the best at the end of the catalogue, or at its start
+        c = c[np.argsort(c.sum(axis=1) * (1 if order == "rising" else -1))]
+        q = np.abs(q)
+    for block in (64 * 20, 64 * 32 + 1, 65536):
+        got = topk.top_k(q, c, k, csr(rows), 4, block)
+        for ours, expected in zip(got, reference(q @ c.T, k, rows), strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
+def test_groups_of_excluded_candidates_hold_nothing():
+    left = [5, 700]
+    excluded = np.setdiff1d(np.arange(64 * 20), left)
+    scores, positions = topk.top_k(
+        np.ones((1, 1)), np.ones((64 * 20, 1)), 3, csr([excluded])
+    )
+    assert positions.tolist() == [[*left, -1]]
+    assert scores.tolist() == [[1.0, 1.0, -np.inf]]
 
 
 def test_no_exclusions_is_the_same_as_empty_ones():

@@ -3,6 +3,10 @@
 Scores are computed for one batch of queries against one block of candidates at a
 time, excluded pairs of that block are set to -inf, and the block's best are
 merged into the running best. The largest array is `query_batch x candidate_block`.
+
+Sorting a whole block would cost several times its product. Instead the maximum of
+every group of 64 neighbours is taken, and only groups that can still hold one of the
+k best are looked at: few, once the first blocks have set a high mark.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from tfcsmf.errors import ConfigError, TfcsmfError
 from tfcsmf.evaluation.lists import row_numbers, take_ranges
 
 ABSENT = -1  # the position reported where the catalogue has run out
+
+_GROUP = 64  # neighbours judged by their maximum
 
 _Block = tuple[int, tf.Tensor]  # first position, candidates transposed [d, c]
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
@@ -35,12 +41,53 @@ def _merge(
     minus_infinity = tf.fill([tf.shape(excluded)[0]], np.float32(-np.inf))
     scores = tf.tensor_scatter_nd_update(scores, excluded, minus_infinity)
     k = tf.shape(best)[1]
-    top, columns = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+    rows, columns = tf.unstack(tf.shape(scores))
+    groups = columns // _GROUP
+    scores, columns = tf.cond(
+        # Else sorting everything is as good, or there are incomplete groups.
+        (groups * _GROUP == columns) & (groups > 2 * k) & (rows > 0),
+        lambda: _promising(scores, best[:, -1:], k),
+        lambda: _best(scores, k),
+    )
     # `top_k` prefers the left of two equals: the best so far, which has the lower
     # positions, and the initial -inf rather than an excluded candidate.
-    best, picked = tf.math.top_k(tf.concat([best, top], axis=1), k)  # [q, k]
+    best, picked = tf.math.top_k(tf.concat([best, scores], axis=1), k)  # [q, k]
     positions = tf.concat([positions, columns + start], axis=1)
     return best, tf.gather(positions, picked, batch_dims=1)
+
+
+def _best(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the k best scores [q, <= k] of every row and their columns."""
+    top, columns = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+    return top, columns
+
+
+def _promising(
+    scores: tf.Tensor, floor: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Leaves out groups of columns without any score of the k best.
+
+    The k groups with the largest maxima hold the k best: whatever is in another
+    group has k at least equal scores before it, left of it if equal.
+
+    Args:
+      scores: float [q, c], c a multiple of `_GROUP`.
+      floor: float [q, 1]; no score up to it is wanted.
+      k: scores wanted per row, an int scalar.
+
+    Returns:
+      Scores [q, n] and their columns, ascending. A superset of what is wanted.
+    """
+    parts = tf.reshape(scores, [tf.shape(scores)[0], -1, _GROUP])
+    maxima = tf.reduce_max(parts, axis=2)  # [q, c / _GROUP]
+    above = tf.reduce_sum(tf.cast(maxima > floor, tf.int32), axis=1)
+    # As many for every row as the row with the most of them has.
+    _, chosen = tf.math.top_k(maxima, tf.minimum(k, tf.reduce_max(above)))
+    chosen = tf.sort(chosen, axis=1)  # equal scores stay ordered by position
+    parts = tf.gather(parts, chosen, batch_dims=1)  # [q, groups, _GROUP]
+    columns = chosen[..., tf.newaxis] * _GROUP + tf.range(_GROUP)
+    shape = [tf.shape(scores)[0], tf.shape(chosen)[1] * _GROUP]
+    return tf.reshape(parts, shape), tf.reshape(columns, shape)
 
 
 # One trace each for the whole process: every axis is left open.
@@ -85,8 +132,8 @@ class Catalogue:
         self.size, self.dimension = vectors.shape
         # Transposed once: the product then reads both sides in memory order.
         self._blocks: list[_Block] = [
-            (start, tf.constant(vectors[start : start + candidate_block].T))
-            for start in range(0, self.size, candidate_block)
+            (start, tf.constant(vectors[start:stop].T))
+            for start, stop in _cuts(self.size, candidate_block)
         ]
 
     def top_k(
@@ -199,6 +246,14 @@ def top_k_scores(
         )
         result[0][rows], result[1][rows] = best.numpy(), positions.numpy()
     return result
+
+
+def _cuts(size: int, block: int) -> Iterator[tuple[int, int]]:
+    """Cuts a catalogue into blocks; an incomplete group is a block of its own."""
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        whole = stop - (stop - start) % _GROUP
+        yield from ((a, b) for a, b in ((start, whole), (whole, stop)) if a < b)
 
 
 def _finite_matrix(vectors: np.ndarray, side: str) -> np.ndarray:
