@@ -132,6 +132,9 @@ class StageConfig(_Section):
     epochs: Positive = 10
     # Evaluations without improvement before a stage stops; 0 never stops early.
     patience: NonNegative = 3
+    # What is validated and kept is an exponential average over the ends of epochs:
+    # the weight of the newest. 1 keeps the newest alone.
+    averaging: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.25
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
     # Share of information mass CPP frees after the stage (method 1.3). .1 frees a

@@ -111,7 +111,7 @@ class CascadeTrainer:
             recovery = settings.recovery_epochs and not last
             if recovery:
                 progress.begin_phase("recovery")
-                self.state.slots = {}
+                self.state.begin_phase()
                 self._evaluate(stage)  # what pruning cost, and the one to beat
                 self._save(None)  # recovery starts with fresh slots
         if progress.phase == "recovery":
@@ -241,6 +241,9 @@ class CascadeTrainer:
         progress.losses = 0.0
         progress.curve["step"].append(progress.step)
         progress.curve["loss"].append(loss)
+        rate = self.config.stage(self.log.objectives[progress.stage]).averaging
+        if rate < 1.0:
+            self.state.update_average(rate)
         value = self._evaluate(progress.stage)
         if patience and progress.bad_evaluations >= patience:
             progress.phase_over = True
@@ -251,7 +254,8 @@ class CascadeTrainer:
 
     def _evaluate(self, stage: int) -> float | None:
         """Validates the stage in training and remembers the best parameters."""
-        value = self.validate(stage)
+        with self.state.averaged():
+            value = self.validate(stage)
         if self.progress.record_validation(value):
             self.state.keep_best()
         if self.show_progress and value is not None:
@@ -338,7 +342,7 @@ class CascadeTrainer:
         )
         progress.curves[objective] = {"phases": progress.stage_curves()}
         progress.begin_stage(stage + 1)
-        self.state.best, self.state.slots = {}, {}
+        self.state.begin_phase()
 
     def _write_scalars(self, loss: float, value: float | None) -> None:
         name = self.log.objectives[self.progress.stage]

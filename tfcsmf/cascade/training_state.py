@@ -7,7 +7,8 @@ the rest are arrays. Their names in a checkpoint:
     block_owner           owner of every output dimension
     model/<parameter>     values
     owner/<parameter>     owners
-    best/<parameter>      best values of the phase, left out while they are the current
+    average/<parameter>   average over the ends of the phase's epochs, if that is kept
+    best/<parameter>      best values of the phase, left out while they are the latest
     before_pruning/...    values before the last pruning, until the next stage begins
     frozen/...            vectors of frozen stages, see `FrozenScores`
     optimizer/...         step and slots of a phase that is not over
@@ -15,7 +16,8 @@ the rest are arrays. Their names in a checkpoint:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,8 @@ class TrainingState:
 
     Attributes:
       progress: where training is.
+      average: average of the parameters at the ends of this phase's epochs; empty
+        before the first, or if no average is kept.
       best: the best parameters of the current phase by name; empty before the
         first evaluation.
       before_pruning: parameters before the last pruning; empty once the next
@@ -53,19 +57,49 @@ class TrainingState:
         self._frozen = frozen
         self.progress = Progress()
         self.progress.begin_stage(first_stage)
+        self.average: Arrays = {}
         self.best: Arrays = {}
         self.before_pruning: Arrays = {}
         self.slots: Arrays = {}
 
+    def begin_phase(self) -> None:
+        """Forgets what belongs to the phase before."""
+        self.average, self.best, self.slots = {}, {}, {}
+
+    def update_average(self, rate: float) -> None:
+        """Moves the average a share `rate` of the way to the current parameters.
+
+        Entries that do not change, frozen ones above all, stay bit-equal.
+        """
+        current = capacity.snapshot(self._model)
+        if self.average:
+            for name, before in self.average.items():
+                current[name] = before + np.float32(rate) * (current[name] - before)
+        self.average = current
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the model the average, if there is one, and its own values back."""
+        if not self.average:
+            yield
+            return
+        current = capacity.snapshot(self._model)
+        self._assign(self.average)
+        yield
+        self._assign(current)
+
     def keep_best(self) -> None:
-        """Remembers the current parameters as the best of the phase."""
-        self.best = capacity.snapshot(self._model)
+        """Remembers the average, or else the current parameters, as the best."""
+        self.best = self.average or capacity.snapshot(self._model)
 
     def load_best(self) -> None:
         """Sets the model to the best parameters of the phase."""
+        self._assign(self.best)
+
+    def _assign(self, values: Arrays) -> None:
         for parameter in self._model.owned_parameters:
-            if parameter.name in self.best:
-                parameter.variable.assign(self.best[parameter.name])
+            if parameter.name in values:
+                parameter.variable.assign(values[parameter.name])
 
     def contents(
         self, slots: Mapping[str, np.ndarray]
@@ -76,7 +110,8 @@ class TrainingState:
           slots: the optimizer's state; empty where the phase is over.
         """
         groups: list[tuple[str, Mapping[str, np.ndarray]]] = [
-            ("best", {} if self._best_is_current else self.best),
+            ("average", self.average),
+            ("best", {} if self._best_is_latest else self.best),
             ("before_pruning", self.before_pruning),
             ("frozen", self._frozen.arrays),
             ("optimizer", slots),
@@ -94,8 +129,9 @@ class TrainingState:
         """
         self.progress = Progress(**checkpoint.state)
         load_model_arrays(self._model, checkpoint.arrays)
+        self.average = _group(checkpoint.arrays, "average")
         self.best = _group(checkpoint.arrays, "best")
-        if self._best_is_current:
+        if self._best_is_latest:
             self.keep_best()
         self.before_pruning = _group(checkpoint.arrays, "before_pruning")
         self.slots = _group(checkpoint.arrays, "optimizer")
@@ -111,9 +147,10 @@ class TrainingState:
             self._frozen.remember(stage)
 
     @property
-    def _best_is_current(self) -> bool:
-        # Parameters move with every step, and only then. Where a stage has just
-        # begun there is no best yet; its first evaluation replaces whatever is here.
+    def _best_is_latest(self) -> bool:
+        # Parameters move with every step, their average at the end of an epoch.
+        # Where a stage has just begun there is no best yet; its first evaluation
+        # replaces whatever is here.
         return self.progress.best_step == self.progress.step
 
 
