@@ -27,7 +27,7 @@ SOURCES := tfcsmf pipelines tests benchmarks setup.py
 .PHONY: help install run test test-slow bench lint format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
 
 install: $(STAMP)
 

@@ -129,7 +129,7 @@ class StageConfig(_Section):
     embedding_learning_rate: PositiveFloat = 1e-2
     optimizer: Literal["adam", "adagrad"] = "adam"
     batch_size: Positive = 1024
-    epochs: Positive = 10
+    epochs: Positive = 20
     # Evaluations without improvement before a stage stops; 0 never stops early.
     patience: NonNegative = 3
     # What is validated and kept is an exponential average over the ends of epochs:
@@ -137,20 +137,20 @@ class StageConfig(_Section):
     averaging: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.25
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
-    # Share of information mass CPP frees after the stage (method 1.3). .1 frees a
-    # third of the entries; .3 (60 %) cost the first stage of Taobao .02 to .04
-    # of recall@50 that recovery did not bring back (docs/results.md).
-    tau: Share = 0.1
+    # Share of information mass CPP frees after the stage (method 1.3). .05 frees a
+    # quarter of the entries. Larger shares cost the first objective of Taobao what
+    # recovery does not bring back, and the later ones too (docs/results.md).
+    tau: Share = 0.05
     # ... of embedding tables and of output dimensions, where they differ.
     embedding_tau: Share | None = None
     output_tau: Share | None = None
     # The best of these epochs, or the pruned state, is kept.
-    recovery_epochs: NonNegative = 2
+    recovery_epochs: NonNegative = 1
     # Share of the stage's examples recovery uses. All of them: on a subset the
     # kept entries memorise that subset, and validation falls as the loss does.
     recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
     # Learning rates of recovery, as a share of the stage's.
-    recovery_rate: PositiveFloat = 0.3
+    recovery_rate: PositiveFloat = 0.1
     # What freed parameters start the next stage from: "keep" (their value before
     # pruning) starts it from the whole previous network.
     freed: Literal["zero", "keep", "reinitialize"] = "keep"
@@ -188,6 +188,9 @@ class CascadeConfig(_Section):
     criterion: Literal["cpp", "magnitude", "fisher", "random"] = "cpp"
     # Share of parameters a non-CPP criterion frees; CPP uses the stage's tau.
     freed_share: Share = 0.5
+    # What tells output dimensions apart: how much they move scores, or the norms of
+    # their kernel columns. A criterion with its own importance (fisher) goes first.
+    dimension_information: Literal["scores", "weights"] = "scores"
     # nested: s_o uses blocks 1..o; disjoint: block o only.
     blocks: Literal["nested", "disjoint"] = "nested"
     # Free capacity after the last stage too, for an objective appended later.

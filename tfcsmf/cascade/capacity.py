@@ -28,6 +28,28 @@ class Shares:
         self.by_role = {"kernel": kernel, "table": table, "output": output}
 
 
+def score_spread(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns how much each output dimension moves scores, float [d].
+
+    The score is a sum over dimensions of u_j v_j, and only differences between
+    candidates rank them. So a dimension's information is the standard deviation of
+    its term over candidates, root-mean-squared over queries: `rms(u_j) std(v_j)`.
+
+    Norms of the output kernels cannot tell: on Taobao all 64 are within 15 % of
+    each other, and the smallest was that of the one dimension that holds
+    popularity, whose loss alone cost 9 % of recall.
+
+    Args:
+      queries: float [n, d].
+      candidates: float [C, d].
+
+    Example:
+      >>> score_spread(np.array([[2.0, 1.0]]), np.array([[1.0, 4.0], [3.0, 4.0]]))
+      array([2., 0.])
+    """
+    return np.sqrt(np.mean(np.square(queries), axis=0)) * np.std(candidates, axis=0)
+
+
 def take_over(model: CSMF, stage: int) -> None:
     """Gives everything `FREE` to the stage: what the last stage does."""
     owners = [model.block_owner, *(p.owner for p in model.owned_parameters)]
@@ -43,6 +65,7 @@ def prune(
     granularity: str = "weight",
     stages_left: int = 1,
     importance: Importance | None = None,
+    dimensions: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Frees low-information parameters of the stage; it owns the others.
 
@@ -58,6 +81,8 @@ def prune(
         norm of their incoming weights).
       stages_left: stages still to come; each needs an output dimension.
       importance: by parameter name; default is the magnitude of the weights.
+      dimensions: information of every output dimension, float [d], for instance
+        `score_spread`; default is the importance of its columns in both towers.
 
     Returns:
       Share of the entries that took part which were freed, by parameter.
@@ -78,7 +103,9 @@ def prune(
         criterion,
         shares,
         stages_left,
-        sum(values[p.name].sum(axis=0) for p in outputs),
+        sum(values[p.name].sum(axis=0) for p in outputs)
+        if dimensions is None
+        else dimensions,
     )
     freed_share = {}
     for name, parameter in parameters.items():

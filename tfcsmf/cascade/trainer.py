@@ -29,6 +29,7 @@ from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
 
+_MEASURED_QUERIES = 4096  # examples that tell which output dimensions matter
 _REPORT_EVERY = 50  # steps between looks at the loss, which wait for the device
 
 
@@ -241,9 +242,10 @@ class CascadeTrainer:
         progress.losses = 0.0
         progress.curve["step"].append(progress.step)
         progress.curve["loss"].append(loss)
-        rate = self.config.stage(self.log.objectives[progress.stage]).averaging
-        if rate < 1.0:
-            self.state.update_average(rate)
+        weight = self.config.stage(self.log.objectives[progress.stage]).averaging
+        if weight < 1.0:
+            # The mean of all epochs until there are enough of them.
+            self.state.update_average(max(weight, 1 / len(progress.curve["loss"])))
         value = self._evaluate(progress.stage)
         if patience and progress.bad_evaluations >= patience:
             progress.phase_over = True
@@ -315,7 +317,24 @@ class CascadeTrainer:
             self.config.towers.granularity,
             left,
             importance,
+            self._score_spread(batches, stage)
+            if cascade.dimension_information == "scores" and importance is None
+            else None,
         )
+
+    def _score_spread(self, batches: StageBatches, stage: int) -> np.ndarray:
+        """Measures output dimensions on training examples of the stage."""
+        examples = batches.examples
+        size = len(examples.pairs)
+        some = np.unique(np.linspace(0, size - 1, _MEASURED_QUERIES).astype(np.int64))
+        queries = self.encoder.query_vectors(
+            examples.pairs.users[some],
+            examples.history_end[some],
+            self.log.train_histories,
+            stage,
+            training=True,
+        )
+        return capacity.score_spread(queries, self.encoder.training_candidates(stage))
 
     def _close(self, objective: str, batches: StageBatches) -> None:
         """Freezes the stage and reports it."""
