@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfcsmf.data.lists import distinct_sorted
 from tfcsmf.data.prepared import Csr, EvaluationSet, PreparedLog
 from tfcsmf.errors import ConfigError, nearest
 from tfcsmf.evaluation.lists import row_numbers
@@ -44,7 +45,7 @@ class FixedOrder:
           [[2, 1, 3], [3, 0, -1]]
         """
         size, queries = len(self.order), len(exclude.offsets) - 1
-        keys = np.unique(row_numbers(exclude) * size + self.places[exclude.items])
+        keys = distinct_sorted(row_numbers(exclude) * size + self.places[exclude.items])
         rows, places = keys // max(size, 1), keys % max(size, 1)
         starts = np.searchsorted(rows, np.arange(queries))  # [n]
         allowed_before = places - (np.arange(len(keys)) - starts[rows])
@@ -97,5 +98,5 @@ def popularity(prepared: PreparedLog, objective: str) -> np.ndarray:
     size = prepared.items.size
     # Histories hold validation events too; `known` serves objectives without one.
     lists = prepared.test_histories.lists.get(objective, prepared.known[objective])
-    pairs = np.unique(row_numbers(lists) * size + lists.items)
+    pairs = distinct_sorted(row_numbers(lists) * size + lists.items)
     return np.bincount(pairs % max(size, 1), minlength=size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tfcsmf.baselines.popularity import FixedOrder, PopularityRanker
+from tfcsmf.data.lists import distinct_sorted
 from tfcsmf.data.prepared import Csr, EvaluationSet, PreparedLog
 from tfcsmf.evaluation.lists import (
     contains,
@@ -82,7 +83,7 @@ class SeenFirstRanker:
         row, item, level = row[allowed], item[allowed], level[allowed]
         # One entry per (row, item): the sum of the weights of its distinct levels.
         size = len(order.order)
-        triples = np.unique((row * size + item) * max(below, 1) + level)
+        triples = distinct_sorted((row * size + item) * max(below, 1) + level)
         pairs, levels = np.divmod(triples, max(below, 1))
         pairs, entry = np.unique(pairs, return_inverse=True)
         weight = np.bincount(entry, _level_weights(below)[levels], len(pairs))

@@ -49,6 +49,22 @@ def offsets_of(rows: np.ndarray, size: int) -> np.ndarray:
     )
 
 
+def distinct_sorted(keys: np.ndarray) -> np.ndarray:
+    """Returns the distinct values of integer keys, ascending.
+
+    As `np.unique`, which hashes 64-bit integers since NumPy 2.3 and then takes a
+    hundred times as long on millions of distinct ones.
+
+    Example:
+      >>> distinct_sorted(np.array([3, 1, 3])).tolist()
+      [1, 3]
+    """
+    ordered = np.sort(keys, axis=None)
+    first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
+
+
 def distinct_lists(rows: np.ndarray, items: np.ndarray, size: int, width: int) -> Csr:
     """Sorted distinct items per row.
 
@@ -63,7 +79,7 @@ def distinct_lists(rows: np.ndarray, items: np.ndarray, size: int, width: int) -
       >>> distinct_lists(rows, items, 2, 6).row(1).tolist()
       [2, 5]
     """
-    keys = np.unique(rows.astype(np.int64) * width + items)
+    keys = distinct_sorted(rows.astype(np.int64) * width + items)
     return Csr(offsets_of(keys // width, size), (keys % width).astype(np.int32))
 
 

@@ -110,11 +110,12 @@ def choose_method(wanted: str, log: CodedLog, time_column: str | None) -> str:
     Raises:
       DataError: if the split column or a usable time is missing.
     """
-    times = 0 if log.times is None else len(np.unique(log.times[log.is_objective]))
+    times = log.times[log.is_objective] if log.times is not None else np.zeros(0)
+    distinct = len(times) > 0 and times.min() < times.max()
     if wanted == "auto":
         if log.split is not None:
             return "file"
-        if times < 2:
+        if not distinct:
             return "random"
         # Ranks within a user do not compare between users.
         return "leave_last_out" if time_column == "position" else "time"
@@ -123,11 +124,11 @@ def choose_method(wanted: str, log: CodedLog, time_column: str | None) -> str:
             "data.split=file needs a split column. Map it with "
             "--set data.columns.split=<column>, or set data.split=auto."
         )
-    if wanted == "time" and times < 2:
+    if wanted == "time" and not distinct:
         raise DataError(
             "data.split=time needs events at two or more distinct times. Received: "
-            f"{times}. Map the time with --set data.columns.time=[<column>], or set "
-            "data.split=random."
+            f"{min(len(times), 1)}. Map the time with "
+            "--set data.columns.time=[<column>], or set data.split=random."
         )
     return wanted
 

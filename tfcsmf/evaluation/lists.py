@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfcsmf.data.lists import distinct_sorted
 from tfcsmf.data.prepared import Csr
 
 
@@ -68,7 +69,7 @@ def contains(lists: Csr, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
       [True, False, True]
     """
     width = int(max(lists.items.max(initial=-1), items.max(initial=-1))) + 1
-    keys = np.unique(row_numbers(lists) * width + lists.items)
+    keys = distinct_sorted(row_numbers(lists) * width + lists.items)
     if not len(keys):
         return np.zeros(items.shape, bool)
     wanted = rows * width + items.astype(np.int64)
