@@ -20,7 +20,7 @@ def test_argument_names_are_distinct_identifiers():
     }
 
 
-def test_histories_keep_the_last_known_items_newest_first(shop):
+def test_histories_keep_the_last_known_items_oldest_first(shop):
     ids = [str(name) for name in shop.log.items.ids]
     history = ["nobody", *ids[:3], "", "nobody", *ids[3:7], "", "nobody"]
     raw = {
@@ -35,7 +35,7 @@ def test_histories_keep_the_last_known_items_newest_first(shop):
     inputs = shop.serving.query_inputs(raw)
     rows = inputs["history_add to cart"].numpy()[0]
     known = rows[rows > 0] - NUM_RESERVED
-    assert known.tolist() == [6, 5, 4, 3, 2]  # history_length = 5
+    assert known.tolist() == [2, 3, 4, 5, 6]  # history_length = 5
 
 
 def test_ids_become_positions_and_rows(shop):

@@ -96,16 +96,16 @@ class FoldedTable(tf.Module):
 
     def pool(self, rows: tf.Tensor) -> Passes:
         """Averages rows that are not `PADDING`, int [n, length], for every pass."""
-        present = tf.where(tf.not_equal(rows, PADDING))
+        present = tf.where(tf.not_equal(rows, PADDING))  # [m, 2]
         values = self(tf.gather_nd(rows, present))
         batch = tf.shape(rows)[0]
-        counts = tf.math.count_nonzero(
-            tf.not_equal(rows, PADDING), axis=1, keepdims=True, dtype=tf.float32
-        )
 
         def mean(values: tf.Tensor) -> tf.Tensor:
-            sums = tf.math.unsorted_segment_sum(values, present[:, 0], batch)
-            return sums / tf.maximum(counts, 1.0)
+            # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
+            each = tf.range(tf.shape(values)[0])
+            return tf.sparse.segment_mean(
+                values, each, present[:, 0], num_segments=batch
+            )
 
         return _shared(mean, values)
 

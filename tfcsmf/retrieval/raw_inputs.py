@@ -181,10 +181,11 @@ class QueryRawInputs(tf.Module):
         """Encodes raw values; histories are given oldest first, as a log is."""
         inputs = {QUERY_ID: tf.cast(self.users.lookup(raw[QUERY_ID]), tf.int32)}
         for name in self._histories:
-            # Newest first, as in training.
-            rows = self.items.rows(tf.reverse(raw[name], [1]), PADDING)
+            rows = self.items.rows(raw[name], PADDING)
             known = tf.cast(tf.not_equal(rows, PADDING), tf.int32)
-            recent = tf.cumsum(known, axis=1) <= self._length
+            # From the newest back. The order is kept as it is in training: sums of
+            # the same numbers in another order are not bit-equal.
+            recent = tf.cumsum(known, axis=1, reverse=True) <= self._length
             inputs[name] = tf.where(recent, rows, PADDING)
         return inputs | self.features(raw)
 
