@@ -13,11 +13,12 @@ Without pandas (it is no dependency) that line is left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,28 @@ def write_log(path: Path, rows: int, users: int, items: int) -> None:
     ).write_parquet(path)
 
 
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences "no validation pairs", which is what is asked for here."""
+    logger = logging.getLogger("tfcsmf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def ours(path: Path, validation_users: int) -> Counts:
-    log = prepare(
-        Config.from_dict(
-            {
-                "data": {
-                    "events": str(path),
-                    "split": "leave_last_out",
-                    "validation_users": validation_users,
-                }
-            }
-        )
-    )
+    settings = {
+        "data": {
+            "events": str(path),
+            "split": "leave_last_out",
+            "validation_users": validation_users,
+        }
+    }
+    with without_warnings():
+        log = prepare(Config.from_dict(settings))
     return {
         "users": log.users.size,
         "items": log.items.size,
@@ -140,8 +151,6 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> None:
     sizes = SIZES | {"log": ""}
-    # It warns of objectives without validation pairs, which is what is asked for here.
-    logging.getLogger("tfcsmf").setLevel(logging.ERROR)
     options = harness.parse("preparation", __doc__, argv, sizes, QUICK)
     if options.child:
         return harness.run_child(options, systems_for(Path(options.log))[options.child])

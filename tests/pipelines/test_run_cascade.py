@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pipelines"))
 import run_cascade
 
 from tfcsmf import cli
+from tfcsmf.config import StageConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -157,7 +158,7 @@ def test_a_killed_run_continues_only_with_resume(
     capsys.readouterr()
     assert cli.run(run_cascade.main, changed) == 2
     error = capsys.readouterr().err
-    assert "cascade.stage.tau: 0.1 before, 0.2 now" in error
+    assert f"cascade.stage.tau: {StageConfig().tau} before, 0.2 now" in error
     # What the message proposes works, whatever the defaults of the code are now.
     assert f"--config {output / 'config.yaml'}" in error
     own = ["--config", str(output / "config.yaml"), "--output", str(output), "--quiet"]
