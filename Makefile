@@ -6,6 +6,7 @@
 #   make bench ARGS=--quick         the same at tiny sizes, 2 minutes: do they run?
 #                                   Results: the screen and benchmarks/results/*.json;
 #                                   benchmarks/<name>.py --help says what each compares
+#   make bench-scale                cost against catalogue, objectives and batch size
 #   make test-slow, lint, format, clean
 #
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
@@ -24,7 +25,7 @@ SOURCES := tfcsmf pipelines tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-slow bench lint format clean
+.PHONY: help install run test test-slow bench bench-scale lint format clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -60,6 +61,10 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS); done
+
+# Apart from the others: the larger sizes take long, 1e7 items 20 GiB.
+bench-scale: $(STAMP)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

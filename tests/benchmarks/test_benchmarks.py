@@ -24,6 +24,11 @@ SMALLER = {
         *("--index", "exact"),
     ],
     "preparation": ["--rows", "5000"],
+    "scale": [
+        # Objectives are trained and exported: see the slow test.
+        *("--no-memory", "--parts", "catalogue", "batch", "--items", "1500"),
+        *("--scann-up-to", "0", "--batch", "16", "--requests", "3"),
+    ],
 }
 
 
@@ -87,3 +92,41 @@ def test_peak_memory_grows_with_what_is_held(load):
     after = harness.peak_memory()
     assert held.nbytes == 2**28
     assert before > 0 and after >= before
+
+
+@pytest.mark.slow
+def test_cascades_of_every_length_leave_frozen_scores_alone(load, tmp_path):
+    path = tmp_path / "scale.json"
+    argv = ["--quick", "--parts", "objectives", "--json", str(path)]
+    load("scale").main(argv)
+    lines = json.loads(path.read_text())["results"]
+    whole = [line for line in lines if line["system"] == "train all"]
+    assert [line["setting"]["objectives"] for line in whole] == [1, 2]
+    assert [line["frozen_max_abs_change"] for line in whole] == [0.0, 0.0]
+    # The same network, whatever the number of objectives.
+    assert whole[0]["parameters"] == whole[1]["parameters"]
+    assert whole[0]["dimension"] == whole[1]["dimension"]
+
+
+def test_figures_show_the_parts_that_were_measured(load, tmp_path):
+    lines = [
+        {
+            "system": system,
+            "setting": {"optimizer": "adam", "batch": batch},
+            "median": 1e6 / batch,
+        }
+        for system in ("tfcsmf, stage 1", "stock TFRS")
+        for batch in (512, 1024)
+    ]
+    source = tmp_path / "scale.json"
+    source.write_text(json.dumps({"results": lines}))
+    argv = ["--json", str(source), "--figures", str(tmp_path)]
+    scale = load("scale")
+    scale.main(argv)
+    (figure,) = tmp_path.glob("*.svg")
+    assert figure.name == "scale_batch.svg"
+    first = figure.read_bytes()
+    scale.main(argv)
+    assert figure.read_bytes() == first
+    points = scale.Results(source).points("stock TFRS", "batch", optimizer="adam")
+    assert points == [(512, 1e6 / 512), (1024, 1e6 / 1024)]

@@ -24,7 +24,7 @@ ThemeName = Literal["light", "dark"]
 FREE = "FREE"
 _BLUE, _SKY = "#0072B2", "#56B4E9"
 _OTHERS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _COLUMNS = 4  # learning curves beside each other
 
 
@@ -59,7 +59,7 @@ def learning_curves(
     """
     columns = min(_COLUMNS, max(1, len(history)))
     bands = max(1, math.ceil(len(history) / columns))
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(theme_style(theme)):
         figure = Figure(
             figsize=(1.4 + 3.2 * columns, 4.8 * bands), layout="constrained"
         )
@@ -68,7 +68,7 @@ def learning_curves(
             panel.set_visible(False)
         for number, (stage, record) in enumerate(history.items()):
             band, column = divmod(number, columns)
-            colour = _colour(theme, number)
+            colour = theme_colour(theme, number)
             above, below = axes[2 * band, column], axes[2 * band + 1, column]
             for panel, x, y, label in (
                 (above, "step", "loss", "training loss (nats)"),
@@ -100,14 +100,14 @@ def capacity(shares: Mapping[str, Mapping[str, float]], theme: ThemeName) -> byt
     layers = list(shares)
     owners = list(dict.fromkeys(owner for row in shares.values() for owner in row))
     owners.sort(key=lambda owner: owner == FREE)  # stable: stages keep their order
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(theme_style(theme)):
         size = (8.6, 1.3 + 0.36 * max(1, len(layers)))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(layers))
         for number, owner in enumerate(owners):
             widths = np.array([100 * shares[name].get(owner, 0.0) for name in layers])
-            colour, hatch = _colour(theme, number), ""
+            colour, hatch = theme_colour(theme, number), ""
             if owner == FREE:
                 colour, hatch = THEMES[theme].free, "///"
             bars = axes.barh(
@@ -141,7 +141,7 @@ def metric_dots(metrics: Mapping[str, Any], theme: ThemeName) -> bytes:
     protocols, results = list(metrics["protocols"]), systems(metrics)
     objectives = list(metrics["objectives"])
     rows, columns = len(names), max(1, len(protocols))
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(theme_style(theme)):
         high = 0.9 + rows * (0.8 + 0.2 * len(objectives) * (1 + len(results)))
         figure = Figure(figsize=(9.6, high), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -173,16 +173,21 @@ def tradeoff_curve(tradeoff: Mapping[str, Any], theme: ThemeName) -> bytes:
     points = tradeoff["points"]
     x = np.array([_number(point["recall"].get(a)) for point in points])
     y = np.array([_number(point["recall"].get(b)) for point in points])
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(theme_style(theme)):
         figure = Figure(figsize=(6.2, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(
-            x, y, "-o", color=_colour(theme, 0), markersize=5, label="weights between"
+            x,
+            y,
+            "-o",
+            color=theme_colour(theme, 0),
+            markersize=5,
+            label="weights between",
         )
         for index, only, marker, colour in ((0, a, "s", 1), (-1, b, "D", 3)):
             axes.plot(
                 x[index : index + 1 or None], y[index : index + 1 or None], marker,
-                color=_colour(theme, colour), markersize=11, label=f"{only} alone",
+                color=theme_colour(theme, colour), markersize=11, label=f"{only} alone",
                 markeredgecolor=THEMES[theme].background,
             )  # fmt: skip
         for index in sorted({len(points) // 4, len(points) // 2, 3 * len(points) // 4}):
@@ -249,7 +254,7 @@ def _draw_dots(
         place = np.arange(len(objectives)) + gap * (number - (len(results) - 1) / 2)
         axes.errorbar(
             centre, place, xerr=np.abs(bounds.T - centre), linestyle="", capsize=3,
-            marker=_MARKERS[number % 6], color=_colour(theme, number), markersize=6,
+            marker=MARKERS[number % 6], color=theme_colour(theme, number), markersize=6,
             label=system,
         )  # fmt: skip
     axes.set_yticks(range(len(objectives)), objectives)
@@ -264,7 +269,8 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _colour(theme: ThemeName, number: int) -> str:
+def theme_colour(theme: ThemeName, number: int) -> str:
+    """Returns the colour of the curve of this number."""
     palette = THEMES[theme].palette
     return palette[number % len(palette)]
 
@@ -275,7 +281,8 @@ def _ink_on(colour: str) -> str:
     return "#1f2328" if light else "#ffffff"
 
 
-def _style(theme: ThemeName) -> Any:
+def theme_style(theme: ThemeName) -> Any:
+    """Returns Matplotlib's settings for a theme."""
     colours = THEMES[theme]
     ink = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
     return dict.fromkeys(ink, colours.text) | {
