@@ -213,3 +213,28 @@ def test_carving_spares_the_last_pair_of_an_objective_and_of_a_user():
         carved = splits.carve(log, part, [0, 1], 5, 0.9, seed)
         assert carved.tolist() == [TRAIN, VALID, TRAIN, TRAIN]
     assert splits.carve(log, part, [0, 1], 0, 0.9, 0).tolist() == part.tolist()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_carving_takes_pairs_of_the_kind_that_test_has(alone):
+    # Of every user's ten buys, five are of items that were viewed too.
+    rows = [(u, i, 0, 0) for u in range(8) for i in range(5)]
+    rows += [(u, i, 1, 0) for u in range(8) for i in range(10)]
+    part = [TRAIN] * len(rows)
+    # And one in test, by itself or with a view.
+    rows += [(u, 10, 1, 0) for u in range(8)]
+    rows += [] if alone else [(u, 10, 0, 0) for u in range(5)]
+    part += [TEST] * (len(rows) - len(part))
+    log = coded(rows, 2, timed=False)
+    before, found = np.array(part, np.int8), []
+    for seed in range(3):
+        part = splits.carve(log, before, [1], 8, 0.5, seed)
+        viewed = log.items[part == VALID] < 5
+        assert len(viewed) == 8
+        found.append(viewed.any())
+    assert any(found) != alone
+    # Met in training is seen, whatever test has of it.
+    seen = np.append(before, [TRAIN] * 8).astype(np.int8)
+    log = coded([*rows, *((u, 10, 0, 0) for u in range(8))], 2, timed=False)
+    found = [splits.carve(log, seen, [1], 8, 0.5, seed) for seed in range(3)]
+    assert any((log.items[part == VALID] < 5).any() for part in found)

@@ -248,7 +248,9 @@ def carve(
     and at most `share` of the objective's distinct training pairs. Everything
     else the user did with a chosen item becomes `HELD`. A user keeps at least one
     training event of this objective or one before it, and an objective at least
-    one training pair.
+    one training pair. Where test holds events out one by one (`_held_out_alone`),
+    pairs without an event of an objective before are taken first: the others are
+    easier to find, and the unseen protocol has few of them.
 
     Draws depend on the seed and the names of user, item and objective, and a
     choice on events of this objective and those before it alone. So objectives
@@ -294,12 +296,15 @@ def carve(
         legal = (left[owner[mine]] > sizes[mine]) & ~np.isin(mine, fixed)
         mine, source = mine[legal], own[one[legal]]
         name = names[own[0]]
+        last = np.zeros(len(mine), bool)
+        if _held_out_alone(log, part, code):
+            last = np.isin(mine, pair[events < code])
         by_pair = draw(seed, _PAIR, name, users[source], items[source])
-        order = np.lexsort((by_pair, owner[mine]))
-        mine, source = mine[order], source[order]
+        order = np.lexsort((by_pair, last, owner[mine]))
+        mine, source, last = mine[order], source[order], last[order]
         best = np.unique(owner[mine], return_index=True)[1]  # one pair per user
         by_user = draw(seed, _USER, name, users[source[best]])
-        chosen = mine[best[np.argsort(by_user, kind="stable")]][:limit]
+        chosen = mine[best[np.lexsort((by_user, last[best]))]][:limit]
         chosen = chosen[~np.isin(chosen, list(kept.values()))]
         taken[chosen] = True
         target = np.zeros(len(first), bool)
@@ -308,3 +313,17 @@ def carve(
     hidden = np.isin(log.pair_keys, log.pair_keys[rows[first[taken]]])
     part[hidden & (part == TRAIN)] = HELD
     return part
+
+
+def _held_out_alone(log: CodedLog, part: np.ndarray, code: int) -> bool:
+    """Tells how test was made: event by event, or with all of a pair's events.
+
+    Of the objective's test pairs without a training event, most have no test event
+    of an objective before. A file that holds out one row per user and event is
+    like that; a log that is split by time mostly is not.
+    """
+    keys, before = log.pair_keys, log.events <= code
+    pairs = np.unique(keys[(part == TEST) & (log.events == code)])
+    pairs = pairs[~np.isin(pairs, keys[(part == TRAIN) & before])]
+    earlier = np.isin(pairs, keys[(part == TEST) & (log.events < code)])
+    return bool(len(pairs)) and float(earlier.mean()) < 0.5
