@@ -72,10 +72,12 @@ def build(tiny_config: Any, tiny_log: Any) -> Callable[..., Any]:
     from tfcsmf.cascade.model import build_model
     from tfcsmf.config import Config
 
+    # Tests that run stages by hand open no histories on the way.
+    all_open = "cascade.history_access=all"
+
     def make(*assignments: str) -> Any:
-        return build_model(
-            Config.from_dict(tiny_config.to_dict(), assignments), tiny_log
-        )
+        tree = tiny_config.to_dict()
+        return build_model(Config.from_dict(tree, [all_open, *assignments]), tiny_log)
 
     return make
 

@@ -188,9 +188,13 @@ class CascadeConfig(_Section):
     criterion: Literal["cpp", "magnitude", "fisher", "random"] = "cpp"
     # Share of parameters a non-CPP criterion frees; CPP uses the stage's tau.
     freed_share: Share = 0.5
-    # What tells output dimensions apart: how much they move scores, or the norms of
-    # their kernel columns. A criterion with its own importance (fisher) goes first.
-    dimension_information: Literal["scores", "weights"] = "scores"
+    # What tells output dimensions apart: how much they move scores ("principal":
+    # after turning them so that few do), or the norms of their kernel columns. A
+    # criterion with its own importance (fisher) goes first.
+    dimension_information: Literal["principal", "scores", "weights"] = "principal"
+    # Histories that an objective's pass sees: "earlier" are those of its own event and
+    # of the objectives before it; "all" those of later objectives too.
+    history_access: Literal["earlier", "all"] = "earlier"
     # nested: s_o uses blocks 1..o; disjoint: block o only.
     blocks: Literal["nested", "disjoint"] = "nested"
     # Free capacity after the last stage too, for an objective appended later.

@@ -144,18 +144,6 @@ def test_dimensions_are_chosen_by_what_they_move_if_that_is_given(build):
     np.testing.assert_array_equal(freed, [1, 3, 4, 7])
 
 
-def test_score_spread_is_what_the_loss_of_a_dimension_changes():
-    rng = np.random.default_rng(0)
-    queries = rng.normal(1.0, [0.1, 1.0, 3.0], [500, 3])
-    candidates = rng.normal([4.0, 0.0, 1.0], [1.0, 2.0, 0.0], [300, 3])
-    got = capacity.score_spread(queries, candidates)
-    terms = queries[:, np.newaxis] * candidates  # [n, C, d]
-    expected = np.sqrt(terms.var(axis=1).mean(axis=0))
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
-    # The last one adds the same to every candidate of a query.
-    assert got[2] < 1e-9 < got[0]
-
-
 @pytest.mark.parametrize(
     ("tau", "left", "kept"), [(0.0, 2, 6), (0.0, 7, 1), (0.99, 2, 1)]
 )

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.cascade.pruning import Criterion
 from tfcsmf.errors import CapacityError
-from tfcsmf.towers import FREE, OwnedParameter
+from tfcsmf.towers import CLOSED, FREE, OwnedParameter
 
 Importance = Mapping[str, np.ndarray]  # parameter name -> values, same shape
 
@@ -26,28 +26,6 @@ class Shares:
 
     def __init__(self, kernel: float, table: float, output: float) -> None:
         self.by_role = {"kernel": kernel, "table": table, "output": output}
-
-
-def score_spread(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Returns how much each output dimension moves scores, float [d].
-
-    The score is a sum over dimensions of u_j v_j, and only differences between
-    candidates rank them. So a dimension's information is the standard deviation of
-    its term over candidates, root-mean-squared over queries: `rms(u_j) std(v_j)`.
-
-    Norms of the output kernels cannot tell: on Taobao all 64 are within 15 % of
-    each other, and the smallest was that of the one dimension that holds
-    popularity, whose loss alone cost 9 % of recall.
-
-    Args:
-      queries: float [n, d].
-      candidates: float [C, d].
-
-    Example:
-      >>> score_spread(np.array([[2.0, 1.0]]), np.array([[1.0, 4.0], [3.0, 4.0]]))
-      array([2., 0.])
-    """
-    return np.sqrt(np.mean(np.square(queries), axis=0)) * np.std(candidates, axis=0)
 
 
 def take_over(model: CSMF, stage: int) -> None:
@@ -260,11 +238,17 @@ def reopen(
             start = drawn
         elif parameter.role == "output":
             start = np.where(free_dimensions, drawn, np.float32(0))
-        elif parameter.role == "kernel" and free.all(axis=0).any():
-            start = np.where(free.all(axis=0), drawn, np.float32(0))
+        elif parameter.role == "kernel" and (unused := _unused_units(parameter)).any():
+            start = np.where(unused, drawn, np.float32(0))
         else:
             continue
         parameter.variable.assign(np.where(free, start, value))
+
+
+def _unused_units(parameter: OwnedParameter) -> np.ndarray:
+    """Marks units without a weight of any stage, bool [units]."""
+    unowned = np.isin(parameter.owner.numpy(), (FREE, CLOSED))
+    return np.asarray(unowned.all(axis=0))
 
 
 def _draw(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from tfcsmf.cascade.histories import close_histories, opening_stages
 from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
 from tfcsmf.data.prepared import EntityTable, PreparedLog
@@ -270,6 +271,8 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
         name="query",
         **common,
     )
+    query_tower.build(None)
+    close_histories(query_tower, history_stages(config, log))
     loss = SampledSoftmax(
         temperature=config.loss.temperature,
         # Batches exclude a user's known positives, the row's own among them.
@@ -282,6 +285,13 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
         loss,
         disjoint_blocks=config.cascade.blocks == "disjoint",
         margin=config.loss.margin.model_dump(),
+    )
+
+
+def history_stages(config: Config, log: PreparedLog) -> dict[str, int]:
+    """Returns the first stage that sees each history; see `opening_stages`."""
+    return opening_stages(
+        log.objectives, log.history_events, config.cascade.history_access
     )
 
 

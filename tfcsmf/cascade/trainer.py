@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from tfcsmf.cascade import capacity
 from tfcsmf.cascade.checkpoints import CheckpointStore, SavePace
+from tfcsmf.cascade.dimensions import rotate_free_dimensions, score_spread
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.frozen import FrozenScores
-from tfcsmf.cascade.model import CSMF
+from tfcsmf.cascade.histories import open_histories
+from tfcsmf.cascade.model import CSMF, history_stages
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.cascade.pruning import make_criterion
 from tfcsmf.cascade.stage_step import StageStep
@@ -29,7 +31,7 @@ from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
 
-_MEASURED_QUERIES = 4096  # examples that tell which output dimensions matter
+_MEASURED_QUERIES = 20_000  # examples that tell which output dimensions matter
 _REPORT_EVERY = 50  # steps between looks at the loss, which wait for the device
 
 
@@ -63,6 +65,7 @@ class CascadeTrainer:
         self.model = model
         self.show_progress = show_progress
         self.encoder = Encoder(model, log, config.data.history_length)
+        self._history_stages = history_stages(config, log)
         self.store = CheckpointStore(
             Path(directory) / "checkpoints", config.cascade.keep_checkpoints
         )
@@ -134,6 +137,11 @@ class CascadeTrainer:
                 loss.hard_negatives,
                 self.config.data.history_length,
                 self.config.seed,
+                tuple(
+                    event
+                    for event, first in self._history_stages.items()
+                    if first <= self.log.objectives.index(objective)
+                ),
             ),
         )
         if self.log.items.size < 2:
@@ -160,6 +168,7 @@ class CascadeTrainer:
             previous = self.config.stage(self.log.objectives[stage - 1])
             before, seed = self.state.before_pruning, self.config.seed + stage
             capacity.reopen(model, previous.freed, before, seed)
+            open_histories(model.query_tower, self._history_stages, stage, seed)
             self.state.before_pruning = {}  # a table's size in every checkpoint
 
     def _run_phase(
@@ -296,6 +305,9 @@ class CascadeTrainer:
         importance = None
         if cascade.criterion == "fisher":
             importance = step.fisher(batches.dataset(1.0, 2, 0, 50))
+        dimensions = None
+        if cascade.dimension_information != "weights" and importance is None:
+            dimensions = self._dimensions(batches, stage)
         if settings.freed == "keep":
             self.state.before_pruning = capacity.snapshot(self.model)
         shares = cascade.freed_share
@@ -317,13 +329,20 @@ class CascadeTrainer:
             self.config.towers.granularity,
             left,
             importance,
-            self._score_spread(batches, stage)
-            if cascade.dimension_information == "scores" and importance is None
-            else None,
+            dimensions,
         )
 
-    def _score_spread(self, batches: StageBatches, stage: int) -> np.ndarray:
-        """Measures output dimensions on training examples of the stage."""
+    def _dimensions(self, batches: StageBatches, stage: int) -> np.ndarray:
+        """Measures output dimensions on training examples, after turning them."""
+        if self.config.cascade.dimension_information == "principal":
+            vectors = self._training_vectors(batches, stage)
+            rotate_free_dimensions(self.model, *vectors)
+        return score_spread(*self._training_vectors(batches, stage))
+
+    def _training_vectors(
+        self, batches: StageBatches, stage: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns vectors of some training examples' queries and of the catalogue."""
         examples = batches.examples
         size = len(examples.pairs)
         some = np.unique(np.linspace(0, size - 1, _MEASURED_QUERIES).astype(np.int64))
@@ -334,7 +353,7 @@ class CascadeTrainer:
             stage,
             training=True,
         )
-        return capacity.score_spread(queries, self.encoder.training_candidates(stage))
+        return queries, self.encoder.training_candidates(stage)
 
     def _close(self, objective: str, batches: StageBatches) -> None:
         """Freezes the stage and reports it."""

@@ -44,6 +44,7 @@ class BatchSettings:
       hard_negatives: draws from the previous level's events without this one.
       history_length: last events kept per history.
       seed: of the run.
+      histories: events whose histories are given; `None` for all.
     """
 
     batch_size: int
@@ -51,6 +52,7 @@ class BatchSettings:
     hard_negatives: int
     history_length: int
     seed: int
+    histories: tuple[str, ...] | None = None
 
 
 class StageBatches:
@@ -75,7 +77,10 @@ class StageBatches:
         self.batch_size = min(settings.batch_size, len(self.examples.pairs))
         self.num_items = log.items.size
         self._queries = QueryInputs(
-            log.users, log.train_histories, settings.history_length
+            log.users,
+            log.train_histories,
+            settings.history_length,
+            settings.histories,
         )
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
         # Tensors, not arrays: a traced function would copy arrays into its graph.

@@ -6,6 +6,8 @@ feature cannot mean different things in two places.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import tensorflow as tf
 
@@ -55,14 +57,26 @@ class QueryInputs:
       users: the users.
       histories: chronological lists the `history_end` offsets point into.
       length: last events kept per history.
+      events: whose histories to give; default all of them.
     """
 
-    def __init__(self, users: EntityTable, histories: Histories, length: int) -> None:
+    def __init__(
+        self,
+        users: EntityTable,
+        histories: Histories,
+        length: int,
+        events: Collection[str] | None = None,
+    ) -> None:
         self._users = EntityInputs(users, QUERY_ID)
         self._length = length
         self._lists = {
-            event: (tf.constant(lists.offsets[:-1]), tf.constant(_padded(lists.items)))
-            for event, lists in histories.lists.items()
+            event: (
+                column,
+                tf.constant(lists.offsets[:-1]),
+                tf.constant(_padded(lists.items)),
+            )
+            for column, (event, lists) in enumerate(histories.lists.items())
+            if events is None or event in events
         }
 
     def __call__(
@@ -84,7 +98,7 @@ class QueryInputs:
           first.
         """
         inputs = self._users(users)
-        for column, (event, (starts, items)) in enumerate(self._lists.items()):
+        for event, (column, starts, items) in self._lists.items():
             ends = history_end[:, column]
             first = tf.maximum(tf.gather(starts, users), ends - self._length)
             owners, slots = flat_ranges(first, tf.maximum(ends - first, 0))

@@ -2,10 +2,11 @@
 
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
-from tfcsmf.towers.ownership import FREE, OwnedParameter, keep_owned
+from tfcsmf.towers.ownership import CLOSED, FREE, OwnedParameter, keep_owned
 from tfcsmf.towers.tower import FeatureSpec, Tower
 
 __all__ = [
+    "CLOSED",
     "FREE",
     "FeatureSpec",
     "MaskedDense",

@@ -3,12 +3,13 @@
 Every trainable tensor of the towers carries an integer *owner* tensor that
 broadcasts to its shape: `FREE`, or the index (0-based) of the stage that owns
 the entry. Ownership is a partition: an entry has exactly one owner or is `FREE`.
+Weights of inputs that only later stages see are `CLOSED` until their stage begins.
 
 Three rules hold everywhere and make frozen objectives bit-exact:
 
 - pass `t` of a tower uses exactly the entries with `owner <= t`;
-- an entry that is in no pass yet (`FREE`, outside the stage being trained) is
-  physically zero, so the stage being trained uses the raw tensors, unmasked;
+- an entry that is in no pass yet (`CLOSED`, or `FREE` outside the stage being
+  trained) is physically zero, so that stage uses the raw tensors, unmasked;
 - only entries of the current stage receive optimizer *updates*.
 
 Source: our reading of CSMF (arXiv 2504.12920), the prune-freeze-reuse scheme of
@@ -23,7 +24,9 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-FREE = 127  # larger than any stage, so `owner <= stage` never holds for it
+# Larger than any stage, so `owner <= stage` never holds for them.
+FREE = 127
+CLOSED = 126
 
 Role = Literal["kernel", "output", "bias", "table"]
 
@@ -53,7 +56,7 @@ class OwnedParameter:
         return int(np.prod(self.variable.shape))
 
     def owner_shares(self) -> dict[int, float]:
-        """Returns the share of entries by owner (`FREE` included)."""
+        """Returns the share of entries by owner, `FREE` and `CLOSED` included."""
         owners, counts = np.unique(self.owner.numpy(), return_counts=True)
         total = counts.sum()
         return {

@@ -49,7 +49,7 @@ class Tower(tf.keras.layers.Layer):
       id_dropout: probability that training sees `UNKNOWN` for the id.
       dropout: rate on the input of every dense layer in training.
       histories: keys of history inputs: rows of `history_table`, ragged or padded
-        int [batch, length].
+        int [batch, length]. One that is not given is empty.
       history_table: the candidate tower's id table, shared and owned there.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
@@ -132,6 +132,18 @@ class Tower(tf.keras.layers.Layer):
             + sum(int(self._history_table().dimension) for _ in self.histories)
         )
 
+    @property
+    def input_layer(self) -> MaskedDense:
+        """The first dense layer."""
+        return self.hidden[0] if self.hidden else self.output_layer
+
+    def history_columns(self, name: str) -> slice:
+        """Returns the columns of the concatenated encodings a history fills."""
+        table = self._history_table()
+        after = len(self.histories) - self.histories.index(name)
+        start = self.input_width - after * table.dimension
+        return slice(start, start + table.dimension)
+
     def build(self, input_shape: Any) -> None:
         """Creates all weights, whatever inputs come first."""
         shapes = [tf.TensorShape([None, spec.size]) for spec in self.features]
@@ -182,6 +194,9 @@ class Tower(tf.keras.layers.Layer):
             parts.append((encoder.pool if pooled else encoder)(values, stage))
         for name in self.histories:
             table = self._history_table()
+            if name not in inputs:
+                parts.append(tf.zeros([tf.shape(ids)[0], table.dimension]))
+                continue
             parts.append(table.pool(inputs[name], stage, blocks.get(table.name)))
         return tf.concat(parts, axis=1)
 
