@@ -1,0 +1,132 @@
+"""Reading and writing JSON as RapidJSON and TensorFlow Serving do."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfcsmf.serving import json_text
+from tfcsmf.serving.json_answers import write_predict
+from tfcsmf.serving.json_scanner import Scanner
+from tfcsmf.serving.json_tensors import read_predict
+from tfcsmf.serving.status import Code, RequestError
+
+DOCUMENTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def equal(a, b):
+    """Equal, with the same types, and NaN like NaN."""
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+@settings(max_examples=60, deadline=None)
+@given(DOCUMENTS, st.sampled_from([None, 2]), st.booleans())
+def test_the_scanner_reads_what_json_writes(value, indent, ascii_only):
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    assert equal(Scanner(text.encode()).document(), value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40), DOCUMENTS, st.integers(0, 60))
+def test_both_ways_of_reading_agree_on_damaged_documents(noise, value, place):
+    text = json.dumps({"a": value}).encode()
+    data = text[:place] + noise + text[place:]
+
+    def read(parse):
+        try:
+            return parse()
+        except RequestError as error:
+            return str(error)
+
+    quick, slow = read(lambda: json_text.parse(data)), read(Scanner(data).document)
+    if data and not (isinstance(quick, str) and "Is not object" in quick):
+        assert equal(quick, slow) or str(quick) == str(slow)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(width=32) | st.floats(-1e6, 1e6, width=32), min_size=1))
+def test_decimals_are_read_back_exactly(values):
+    array = np.array(values, np.float32)
+    texts = json_text.decimals(array)
+    again = np.array([float(text) for text in texts], np.float32)
+    np.testing.assert_array_equal(again, array)
+    # Never taken for integers by a reader.
+    assert all(any(c in text for c in ".eNI") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(9000000, "9e+06"), (999999, "999999.0"), (0.5, "0.5"), (0.0003, "0.0003")]
+    + [(0.00003, "3e-05"), (555557.5, "555557.5"), (0.2, "0.2"), (-0.0, "-0.0")],
+)
+def test_decimals_look_like_tensorflow_servings(value, text):
+    assert json_text.decimals(np.float32([value])) == [text]
+
+
+def test_the_first_of_equal_names_counts():
+    assert json_text.parse(b'{"a": 1, "a": 2}') == {"a": 1}
+    assert Scanner(b'{"a": 1, "a": 2}').document() == {"a": 1}
+
+
+def test_a_byte_order_mark_and_what_follows_a_nul_are_skipped():
+    assert json_text.parse(b'\xef\xbb\xbf{"a": 1}\0junk') == {"a": 1}
+
+
+def test_numbers_beyond_64_bits_are_doubles():
+    types = {"x": 2}
+    body = b'{"inputs": [18446744073709551616, -9223372036854775809]}'
+    tensor = read_predict(body, lambda _: types).inputs["x"]
+    np.testing.assert_array_equal(tensor, [2.0**64, -(2.0**63)])
+    with pytest.raises(RequestError, match="is not of expected type: uint64"):
+        read_predict(body, lambda _: {"x": 23})
+
+
+def test_rows_and_columns_give_the_same_tensors():
+    types = {"a": 3, "b": 7}
+    row = b'{"instances": [{"a": [1], "b": "x"}, {"b": {"b64": "eQ"}, "a": [2]}]}'
+    column = b'{"inputs": {"a": [[1], [2]], "b": ["x", "y"]}}'
+    rows = read_predict(row, lambda _: types)
+    columns = read_predict(column, lambda _: types)
+    assert rows.row and not columns.row
+    for name in types:
+        assert rows.inputs[name].dtype == columns.inputs[name].dtype
+        assert rows.inputs[name].tolist() == columns.inputs[name].tolist()
+    assert columns.inputs["b"].tolist() == [b"x", b"y"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(DOCUMENTS, st.sampled_from(["inputs", "instances"]), st.integers(1, 23))
+def test_any_value_is_read_or_refused(value, form, dtype):
+    body = json.dumps({form: value}).encode()
+    for types in ({"x": dtype}, {"x": dtype, "y": 7}):
+        try:
+            read_predict(body, lambda _, types=types: types)
+        except RequestError as error:
+            assert error.code in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
+
+
+def test_empty_batches_and_maps():
+    empty = {"x": np.zeros((0, 2), np.int32), "y": np.zeros((0,), np.float32)}
+    types = {"x": 3, "y": 1}
+    assert json.loads(write_predict(empty, types, row=True)) == {"predictions": []}
+    outputs = {"outputs": {"x": [], "y": []}}
+    assert json.loads(write_predict(empty, types, row=False)) == outputs
+    with pytest.raises(RequestError, match="Cannot convert empty tensor map"):
+        write_predict({}, {}, row=True)

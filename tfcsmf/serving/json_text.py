@@ -1,0 +1,145 @@
+"""JSON in and out as TensorFlow Serving reads and writes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from tfcsmf.serving.json_scanner import MAX_INT, MIN_INT, Scanner
+from tfcsmf.serving.status import invalid
+
+# Longest JSON value that is repeated in an error message.
+_MAX_ECHO = 10_000
+_DECIMAL = re.compile(r"[.enN]")  # has a fraction, an exponent, or is no number
+# Where RapidJSON and the standard library may disagree on a valid document: escaped
+# surrogates, NULs, and numbers too large for a double.
+_DOUBTFUL = re.compile(
+    rb"\\u[dD][89a-fA-F]|\x00|[eE]\+?0*[1-9][0-9]{2}|[0-9]{300}|Inf[^i]"
+)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Parses the body of a request.
+
+    `NaN`, `Infinity` and `Inf` are numbers; of equal names in an object the first
+    counts; bytes that are not UTF-8 are kept as surrogate escapes.
+
+    Raises:
+      RequestError: if it is not a JSON object.
+
+    Example:
+      >>> parse(b'{"a": [1, NaN]}')
+      {'a': [1, nan]}
+    """
+    if not data:
+        raise invalid("JSON Parse error: The document is empty")
+    value = _parse(data)
+    if not isinstance(value, dict):
+        raise invalid(f"JSON Value: {to_text(value)} Is not object")
+    return value
+
+
+def _parse(data: bytes) -> Any:
+    if not _DOUBTFUL.search(data):
+        try:
+            text = data.decode("utf-8", "surrogateescape")
+            return json.loads(text, object_pairs_hook=_first_wins)
+        except (ValueError, RecursionError):
+            pass  # the scanner says what is wrong and where
+    return Scanner(data).document()
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    return result if len(result) == len(pairs) else dict(reversed(pairs))
+
+
+def is_integer(value: Any) -> bool:
+    """Tells whether RapidJSON holds a number as an integer, not as a double."""
+    return type(value) is int and MIN_INT <= value <= MAX_INT
+
+
+def type_name(value: Any) -> str:
+    """Returns the JSON type of a value as error messages name it."""
+    if value is None:
+        return "Null"
+    if isinstance(value, bool):
+        return str(value)
+    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
+    return names.get(type(value), "Number")
+
+
+def to_text(value: Any) -> str:
+    """Returns a JSON value as error messages repeat it; long ones are cut."""
+    if isinstance(value, float):
+        single = abs(value) <= float(np.finfo(np.float32).max)
+        return decimals(np.array([value], np.float32 if single else np.float64))[0]
+    text = json.dumps(value, indent=4, ensure_ascii=False)
+    return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."
+
+
+def decimals(values: np.ndarray) -> list[str]:
+    """Formats floating-point numbers, flattened: six digits if they suffice.
+
+    Whole numbers get ".0"; the others are `NaN`, `Infinity` and `-Infinity`.
+
+    Example:
+      >>> decimals(np.float32([0.2, 3, 9e6, 1 / 3, np.nan, -np.inf]))
+      ['0.2', '3.0', '9e+06', '0.333333343', 'NaN', '-Infinity']
+    """
+    flat = values.ravel()
+    numbers = flat.tolist()
+    texts = [f"{number:.6g}" for number in numbers]
+    digits = 9 if values.dtype == np.float32 else 17
+    with np.errstate(over="ignore"):
+        again = np.array(texts, np.float64).astype(values.dtype)
+    for index in np.flatnonzero(again != flat):
+        texts[index] = f"{numbers[index]:.{digits}g}"
+    texts = [text if _DECIMAL.search(text) else text + ".0" for text in texts]
+    for index in np.flatnonzero(~np.isfinite(flat)):
+        number = numbers[index]
+        texts[index] = (
+            "NaN" if number != number else "Infinity" if number > 0 else "-Infinity"
+        )
+    return texts
+
+
+def string(text: str) -> str:
+    """Returns a quoted JSON string; only what has to be is escaped."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def nest(values: list[str], shape: tuple[int, ...]) -> str:
+    """Joins formatted values into nested lists.
+
+    Example:
+      >>> nest(["1", "2", "3", "4"], (2, 2))
+      '[[1, 2], [3, 4]]'
+      >>> nest(["1"], ())
+      '1'
+    """
+    for axis in range(len(shape) - 1, -1, -1):
+        size = shape[axis]
+        count = int(np.prod(shape[:axis], dtype=np.int64))
+        values = [
+            "[" + ", ".join(values[row * size : (row + 1) * size]) + "]"
+            for row in range(count)
+        ]
+    return values[0]
+
+
+def error_body(message: str) -> bytes:
+    """Returns the body of an error."""
+    return encode(json.dumps({"error": message}, indent=4, ensure_ascii=False))
+
+
+def encode(text: str) -> bytes:
+    """Returns the bytes of a JSON text; surrogate escapes become what they were."""
+    # Lone surrogates other than those cannot be written at all.
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
