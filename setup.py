@@ -30,7 +30,7 @@ def _readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 # Exact minor versions: a new formatter or checker release must not break `make lint`.
 DEV = [*TEST, "ruff==0.17.*", "mypy==2.4.*", "types-PyYAML>=6.0.12"]
 

@@ -32,6 +32,18 @@ class CapacityError(TfcsmfError, ValueError):
     """A stage has no free parameters left to train."""
 
 
+class ServingError(TfcsmfError, RuntimeError):
+    """A server refused a request, failed, or cannot be reached.
+
+    Attributes:
+      code: canonical name of the error, such as "NOT_FOUND".
+    """
+
+    def __init__(self, message: str, code: str = "UNKNOWN") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` for the choice nearest to `name`, or `""`.
 
