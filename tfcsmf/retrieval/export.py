@@ -21,6 +21,7 @@ from tfcsmf.files import atomic_directory
 from tfcsmf.retrieval.exported import DESCRIPTION, version_numbers
 from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.serving_model import ServingModel
+from tfcsmf.serving.warmup import write_warmup
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,9 @@ def export(serving_model: ServingModel, base_path: str | os.PathLike[str]) -> Pa
 
 
 def _save(serving_model: ServingModel, folder: Path) -> None:
+    signatures = serving_model.signatures()
     try:
-        tf.saved_model.save(
-            serving_model, str(folder), signatures=serving_model.signatures()
-        )
+        tf.saved_model.save(serving_model, str(folder), signatures=signatures)
     except tf.errors.OpError as error:
         if "No space left" in str(error):
             raise OSError(
@@ -139,6 +139,7 @@ def _save(serving_model: ServingModel, folder: Path) -> None:
         raise ExportError(
             f"The model should be writable as a SavedModel. Received: {error}"
         ) from error
+    write_warmup(folder, signatures)
     description = folder / DESCRIPTION
     description.parent.mkdir(exist_ok=True)
     text = json.dumps(serving_model.describe(), indent=2, ensure_ascii=False)
