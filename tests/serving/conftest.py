@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -208,3 +209,34 @@ def tools():
         quick_options=quick_options,
         root=Path(__file__).resolve().parents[2],
     )
+
+
+@pytest.fixture(scope="session")
+def cascade_base(tiny_config, tiny_log, tmp_path_factory):
+    """Base path with an untrained tfcsmf export as version 1."""
+    from tfcsmf.cascade.model import build_model
+    from tfcsmf.config import Config
+    from tfcsmf.retrieval.export import export_cascade
+
+    settings = ["retrieval.k=10", "retrieval.index=exact"]
+    config = Config.from_dict(tiny_config.to_dict(), settings)
+    model = build_model(config, tiny_log)
+    for parameter in model.owned_parameters:
+        parameter.owner.assign(np.zeros(parameter.owner.shape, np.int8))
+    stages = len(tiny_log.objectives)
+    model.block_owner.assign((np.arange(model.dimension) % stages).astype(np.int8))
+    base = tmp_path_factory.mktemp("cascade")
+    scales = np.float32([0.5, 1.0, 2.0])
+    export_cascade(model, tiny_log, config, scales, base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def cascade(cascade_base):
+    """A server of that export."""
+    models = [ModelOptions("cascade", cascade_base)]
+    with Server(models, quick_options()) as server:
+        assert server.wait_until_ready()
+        url = f"http://127.0.0.1:{server.rest_port}"
+        grpc = f"127.0.0.1:{server.grpc_port}"
+        yield SimpleNamespace(server=server, url=url, grpc=grpc)

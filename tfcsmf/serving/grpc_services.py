@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import grpc
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -54,7 +55,7 @@ def to_proto(value: np.ndarray, dtype: int) -> Any:
     field = _FIELDS.get(dtype)
     if field is None:
         return tf.make_tensor_proto(value, tf.as_dtype(dtype))
-    proto = tf.compat.v1.TensorProto(dtype=dtype)
+    proto = tensor_pb2.TensorProto(dtype=dtype)
     for size in value.shape:
         proto.tensor_shape.dim.add().size = size
     getattr(proto, field).extend(value.ravel().tolist())

@@ -29,6 +29,7 @@ from tfcsmf.serving.models import Models
 from tfcsmf.serving.rest import RestApi
 from tfcsmf.serving.versions import ModelOptions
 
+_BACKLOG = 2048
 _LOGGER = logging.getLogger("tfcsmf.serving")
 
 
@@ -131,6 +132,7 @@ class Server:
                 access_log=False,
                 server_header=False,
                 ws="none",
+                backlog=_BACKLOG,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=int(self._options.stop_seconds) or None,
             )
@@ -155,6 +157,8 @@ class Server:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            # From here on connections wait, until the event loop runs.
+            listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
             raise _port_taken("--rest-port", host, port, error) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from enum import IntEnum
+
+_LOGGER = logging.getLogger("tfcsmf.serving")
 
 
 class Code(IntEnum):
@@ -93,4 +96,5 @@ def from_exception(error: BaseException) -> RequestError:
         return RequestError(Code(code), message)
     if isinstance(error, OSError):
         return not_found(str(error))
+    _LOGGER.error("unexpected error", exc_info=error)
     return RequestError(Code.INTERNAL, f"{type(error).__name__}: {error}")
