@@ -1,4 +1,4 @@
-"""Malformed requests: status and text of TensorFlow Serving, and the server stays up."""
+"""Malformed requests: TensorFlow Serving's status and text; the server stays up."""
 
 import json
 
@@ -309,7 +309,8 @@ CASES = [
         "half:predict",
         {"inputs": [[1], 2]},
         400,
-        "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+        "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: "
+        "2",
     ),
     (
         "POST",
