@@ -27,6 +27,7 @@ def half_plus(path, constant=2.0, scale=0.5):
         )
         x = tf.identity(features["x"], name="x")
         y = tf.add(tf.multiply(a, x), b, name="y")
+        flat, text = tf.reshape(y, [-1]), tf.as_string(y)
         session.run(V1.global_variables_initializer())
         method = "tensorflow/serving/"
         inputs = {"inputs": info(examples)}
@@ -36,6 +37,17 @@ def half_plus(path, constant=2.0, scale=0.5):
             ),
             "regress_x_to_y": define(inputs, {"outputs": info(y)}, method + "regress"),
             "classify_x_to_y": define(inputs, {"scores": info(y)}, method + "classify"),
+            "classify_both": define(
+                inputs,
+                {"scores": info(y), "classes": info(tf.as_string(y, precision=1))},
+                method + "classify",
+            ),
+            "classify_wrong": define(
+                inputs, {"scores": info(flat)}, method + "classify"
+            ),
+            "regress_wrong": define(
+                inputs, {"outputs": info(text)}, method + "regress"
+            ),
             "odd": define({"x": info(x)}, {"y": info(y)}, "no/such/method"),
         }
         builder = V1.saved_model.Builder(str(path))
@@ -82,6 +94,10 @@ class Mixed(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "s")])
     def echo(self, s):
         return {"s": s}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "s")])
+    def first(self, s):
+        return {"one_bytes": s[0]}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
     def mean(self, x):

@@ -89,6 +89,31 @@ def test_a_byte_order_mark_and_what_follows_a_nul_are_skipped():
     assert json_text.parse(b'\xef\xbb\xbf{"a": 1}\0junk') == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        ("1}", "Missing a comma or ] after an array element."),
+        ('1]} "x"', "The document root must not be followed by other values."),
+        ("x]}", "Invalid value."),
+        ('"y', "Missing a closing quotation mark in string."),
+    ],
+)
+def test_large_invalid_documents_are_refused_quickly(end, text):
+    data = '{"ü": [' + "1, " * 700_000 + end
+    with pytest.raises(RequestError) as caught:
+        json_text.parse(data.encode())
+    words, _, offset = caught.value.message.partition(" at offset: ")
+    assert words == "JSON Parse error: " + text
+    assert abs(int(offset) - len(data.encode())) < 8
+
+
+@pytest.mark.parametrize(
+    "text", [r'"\ud83d\ude00"', r'"\\ud800"', '"5e400"', '"Infrared"', "1e308", "0e999"]
+)
+def test_what_only_looks_doubtful_is_read(text):
+    assert json_text.parse(b'{"a": ' + text.encode() + b"}") == {"a": json.loads(text)}
+
+
 def test_numbers_beyond_64_bits_are_doubles():
     types = {"x": 2}
     body = b'{"inputs": [18446744073709551616, -9223372036854775809]}'

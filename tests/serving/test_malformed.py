@@ -421,6 +421,20 @@ CASES = [
         400,
         "Feature: x (data type: float) is required but could not be found.",
     ),
+    (
+        "POST",
+        "half:classify",
+        {"signature_name": "classify_wrong", "examples": [{"x": 1.0}]},
+        400,
+        "Expected Tensor shape: [batch_size num_classes] but got [1]",
+    ),
+    (
+        "POST",
+        "half:regress",
+        {"signature_name": "regress_wrong", "examples": [{"x": 1.0}]},
+        400,
+        "Expected output Tensor of DT_FLOAT.  Got: DT_STRING",
+    ),
     # Size.
     ("POST", "half:predict", b" " * (2**20 + 1), 413, "Request body too large"),
 ]

@@ -145,6 +145,15 @@ def test_regress_and_classify(running):
     body |= {"context": {"x": 10.0}, "examples": [{}, {"x": 20.0}]}
     assert running.post("half:classify", body).json["results"][0] == [["", 7.0]]
 
+    body = {"signature_name": "classify_both", "examples": [{"x": 20.0}]}
+    assert running.post("half:classify", body).json == {"results": [[["12.0", 12.0]]]}
+
+
+def test_a_single_string_keeps_its_zero_bytes(running):
+    body = {"signature_name": "first", "inputs": [{"b64": "YQAA"}]}
+    answer = running.post("mixed:predict", body)
+    assert answer.json == {"outputs": {"b64": "YQAA"}}
+
 
 def test_compressed_requests(running):
     body = gzip.compress(json.dumps({"instances": [1, 2]}).encode())

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
+from tensorflow.core.framework import types_pb2
 
 from tfcsmf.serving.servable import DEFAULT_SIGNATURE
 from tfcsmf.serving.status import Code, RequestError, invalid
@@ -183,9 +184,7 @@ def _class_column(alias: str, value: np.ndarray, count: int) -> np.ndarray:
             + _shape_text(value)
         )
     wanted = "DT_STRING" if alias == "classes" else "DT_FLOAT"
-    received = tf.as_dtype(value.dtype)
-    received = tf.string if received == tf.variant else received
-    name = f"DT_{received.name.upper()}".replace("DT_FLOAT32", "DT_FLOAT")
+    name = _type_name(value)
     if name != wanted:
         raise invalid(f"Expected {alias} Tensor of {wanted}. Got: {name}")
     if value.shape[0] != count:
@@ -224,8 +223,7 @@ def regress(model: Runner, signature_name: str, examples: list[bytes]) -> list[f
             f"{len(examples)} vs. {value.shape[0]}"
         )
     if value.dtype != np.float32:
-        name = tf.as_dtype(value.dtype).name.upper()
-        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: DT_{name}")
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_type_name(value)}")
     return value.ravel().tolist()
 
 
@@ -260,6 +258,10 @@ def _run_examples(
     values = np.empty(len(examples), object)
     values[:] = examples
     return model.run({signature.inputs["inputs"].name: values}, fetches)
+
+
+def _type_name(value: np.ndarray) -> str:
+    return types_pb2.DataType.Name(tf.as_dtype(value.dtype).as_datatype_enum)
 
 
 def _shape_text(value: np.ndarray) -> str:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
 import numpy as np
 
 from tfcsmf.serving.json_scanner import MAX_INT, MIN_INT, Scanner
+from tfcsmf.serving.json_scanner import error as parse_error
 from tfcsmf.serving.status import invalid
 
 # Longest JSON value that is repeated in an error message.
 _MAX_ECHO = 10_000
 _DECIMAL = re.compile(r"[.enN]")  # has a fraction, an exponent, or is no number
-# Where RapidJSON and the standard library may disagree on a valid document: escaped
-# surrogates, NULs, and numbers too large for a double.
-_DOUBTFUL = re.compile(
-    rb"\\u[dD][89a-fA-F]|\x00|[eE]\+?0*[1-9][0-9]{2}|[0-9]{300}|Inf[^i]"
-)
+# Largest invalid document the scanner looks at: it takes about a second for it.
+_MAX_SCAN = 2**20
+# Where RapidJSON and the standard library may disagree on a valid document: at NULs,
+# at escaped surrogates that are no pair, and at numbers too large for a double.
+_PAIR = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LARGE = re.compile(rb"[0-9.][eE]\+?0*[1-9][0-9]{2}|[0-9]{300}")
+# What the standard library says, in RapidJSON's words.
+_WORDS = {
+    "Expecting property name": "Missing a name for object member.",
+    "Expecting ':'": "Missing a colon after a name of object member.",
+    "Expecting ','": "Missing a comma or ] after an array element.",
+    "Extra data": "The document root must not be followed by other values.",
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid": "Invalid escape character in string.",
+}
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -43,13 +56,43 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> Any:
-    if not _DOUBTFUL.search(data):
-        try:
-            text = data.decode("utf-8", "surrogateescape")
-            return json.loads(text, object_pairs_hook=_first_wins)
-        except (ValueError, RecursionError):
-            pass  # the scanner says what is wrong and where
+    if b"\0" in data or _has_lone_surrogate(data):
+        return Scanner(data).document()
+    text = data.decode("utf-8", "surrogateescape")
+    large = _LARGE.search(data) is not None
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_first_wins,
+            parse_float=_finite if large else None,
+            parse_int=_integer if large else None,
+        )
+    except json.JSONDecodeError as error:
+        if len(data) > _MAX_SCAN:
+            offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
+            words = (w for start, w in _WORDS.items() if error.msg.startswith(start))
+            raise parse_error(next(words, "Invalid value."), offset) from None
+    except (ValueError, RecursionError):
+        pass
+    # It says what is wrong and where, in RapidJSON's words.
     return Scanner(data).document()
+
+
+def _has_lone_surrogate(data: bytes) -> bool:
+    found = _SURROGATE.search(data)
+    return found is not None and _SURROGATE.search(_PAIR.sub(b"", data)) is not None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,7 +138,7 @@ def decimals(values: np.ndarray) -> list[str]:
     texts = [f"{number:.6g}" for number in numbers]
     digits = 9 if values.dtype == np.float32 else 17
     with np.errstate(over="ignore"):
-        again = np.array(texts, np.float64).astype(values.dtype)
+        again = np.array(list(map(float, texts))).astype(values.dtype)
     for index in np.flatnonzero(again != flat):
         texts[index] = f"{numbers[index]:.{digits}g}"
     texts = [text if _DECIMAL.search(text) else text + ".0" for text in texts]

@@ -92,7 +92,10 @@ def decode_base64(value: Any) -> bytes:
 
 def to_bytes(text: str) -> bytes:
     """Returns the bytes of a JSON string, also of one that is not UTF-8."""
-    return text.encode("utf-8", "surrogateescape")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that was written as an escape
+        return text.encode("utf-8", "surrogatepass")
 
 
 def is_lossless(value: int | float, bits: int) -> bool:

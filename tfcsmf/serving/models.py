@@ -22,6 +22,7 @@ from tfcsmf.serving.status import invalid, not_found
 from tfcsmf.serving.versions import ModelOptions, ModelVersions, VersionStatus
 from tfcsmf.serving.warmup import run_warmup
 
+_JOIN_SECONDS = 5.0
 _LOGGER = logging.getLogger("tfcsmf.serving")
 
 
@@ -107,7 +108,8 @@ class Models:
         self._stopped.set()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
+                # One that is loading just now need not finish.
+                thread.join(_JOIN_SECONDS)
         for versions in self._models.values():
             versions.close()
 

@@ -80,7 +80,7 @@ class Servable:
         names, wanted = sorted(feeds), sorted(set(fetches))
         call = self._callable(names, wanted)
         values = call(*(feeds[name] for name in names))
-        return dict(zip(wanted, map(np.asarray, values), strict=True))
+        return dict(zip(wanted, map(_array, values), strict=True))
 
     def _callable(self, feeds: list[str], fetches: list[str]) -> Any:
         key = (*feeds, "->", *fetches)
@@ -131,6 +131,11 @@ class Servable:
         with suppress(tf.errors.OpError):
             self._session.close()
         _LOGGER.info("freed %s", self.path)
+
+
+def _array(value: Any) -> np.ndarray:
+    # NumPy's own strings would lose zero bytes at the end.
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 def read_meta_graph(path: Path) -> Any:
