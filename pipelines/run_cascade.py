@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_progress=not arguments.quiet,
     )
     print(format_table(result.metrics))
-    kind = result.metrics["index"]["kind"]
-    print(cli.next_steps(arguments.output, result.report, kind))
+    print(cli.next_steps(arguments.output, result.report))
     return 0
 
 

@@ -92,18 +92,16 @@ def split_names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def next_steps(output: str | Path, report: Path, index: str) -> str:
+def next_steps(output: str | Path, report: Path) -> str:
     """Returns how to look at a finished run, ask it and serve it."""
-    serving = (Path(output) / "serving").resolve()
     # The interpreter that has the package, which need not be `python`.
     python = os.path.relpath(sys.executable)
     if python.startswith(os.pardir):
         python = sys.executable
-    note = "" if index == "exact" else " (a build with ScaNN's operations)"
     return (
         f"\nReport:  {report}\n"
         f"Ask:     {python} pipelines/retrieve.py --model {output} --user-id U\n"
-        f"Serve{note}:   tensorflow_model_server --rest_api_port=8501 "
-        f"--model_name=cascade --model_base_path={serving}\n"
+        f"Serve:   {python} pipelines/serve.py --model-base-path "
+        f"{Path(output) / 'serving'}\n"
         "         curl http://localhost:8501/v1/models/cascade/metadata"
     )

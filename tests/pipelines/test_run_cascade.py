@@ -74,7 +74,7 @@ def test_the_contract_files(finished):
     assert (output / "report" / "index.html").is_file()
     assert len(list((output / "report").glob("*.png"))) >= 4
     assert "recall@10" in printed
-    assert "tensorflow_model_server" in printed
+    assert "pipelines/serve.py --model-base-path" in printed
 
 
 def test_metrics_by_contract(finished):

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -214,6 +215,24 @@ def test_a_retired_version_is_freed_after_its_last_request(originals):
     servable.release()
     with pytest.raises(tf.errors.CancelledError, match="closed"):
         predict(servable, "", {"x": np.float32([1.0])})
+
+
+def test_first_requests_prepare_the_graph_once(originals, monkeypatch):
+    servable = Servable(originals / "1")
+    made, make = [], servable._session._make_callable_from_options
+
+    def slowly(options):
+        made.append(options)
+        time.sleep(0.1)
+        return make(options)
+
+    monkeypatch.setattr(servable._session, "_make_callable_from_options", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        inputs = {"x": np.float32([2.0])}
+        answers = pool.map(lambda _: predict(servable, "", inputs), range(8))
+        assert [outputs["y"].tolist() for outputs, _ in answers] == [[2.0]] * 8
+    assert len(made) == 1
+    servable.retire()
 
 
 def test_swaps_and_rollback_under_load_drop_nothing(originals, tmp_path, tools):

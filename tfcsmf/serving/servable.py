@@ -49,6 +49,7 @@ class Servable:
         self._session = tf.compat.v1.Session(graph=self._graph)
         self._timeout_ms = int(timeout * 1000)
         self._callables: dict[tuple[str, ...], Any] = {}
+        self._making = threading.Lock()
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
@@ -85,15 +86,20 @@ class Servable:
     def _callable(self, feeds: list[str], fetches: list[str]) -> Any:
         key = (*feeds, "->", *fetches)
         call = self._callables.get(key)
-        if call is None:
-            options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-            if self._timeout_ms:
-                options.run_options.timeout_in_ms = self._timeout_ms
-            # `Session.run` looks up and checks names at every call, which takes
-            # longer than a small model.
-            make = self._session._make_callable_from_options
-            call = self._callables.setdefault(key, make(options))
-        return call
+        if call is not None:
+            return call
+        # One at a time: the graph is optimised for each, which takes seconds, and
+        # all who wait for the first answer of a model would do it at once.
+        with self._making:
+            if key not in self._callables:
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                if self._timeout_ms:
+                    options.run_options.timeout_in_ms = self._timeout_ms
+                # `Session.run` looks up and checks names at every call, which takes
+                # longer than a small model.
+                make = self._session._make_callable_from_options
+                self._callables[key] = make(options)
+            return self._callables[key]
 
     @property
     def retired(self) -> bool:
