@@ -113,7 +113,7 @@ def test_sigterm_under_load_drops_no_accepted_request(base):
     for thread in threads:
         thread.join()
     rest.join(10)
-    assert not broken
+    assert not broken, broken[:3]
     assert len(answered) > 20 and max(answered) > told
     log = "".join(lines)
     assert "SIGTERM: going down" in log and "stopped" in log

@@ -80,18 +80,19 @@ def test_exports_have_a_warm_up_request_per_signature(cascade_base):
 
 
 def test_slow_requests_time_out_and_the_others_go_on(bases, tools):
-    options = tools.quick_options(limits=Limits(timeout=0.5))
+    options = tools.quick_options(limits=Limits(timeout=2.0))
     with Server([ModelOptions("m", bases / "mixed")], options) as server:
         assert server.wait_until_ready()
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict"
         slow = {"signature_name": "slow", "inputs": [1.0]}
         quick = {"signature_name": "mean", "inputs": [1.0]}
+        assert tools.call(url, quick).status == 200
         with ThreadPoolExecutor(2) as pool:
             began = time.monotonic()
             answer = pool.submit(tools.call, url, slow)
             assert tools.call(url, quick).json == {"outputs": 1.0}
             assert answer.result().status == 504
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 20
         assert tools.call(url, quick).status == 200
 
 

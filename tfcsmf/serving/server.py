@@ -24,12 +24,12 @@ from tfcsmf.errors import ConfigError
 from tfcsmf.serving.batching import BatchingOptions
 from tfcsmf.serving.grpc_services import ModelService, PredictionService
 from tfcsmf.serving.http_app import Limits, build_app
+from tfcsmf.serving.http_server import BACKLOG, GracefulHttpServer
 from tfcsmf.serving.metrics import Metrics
 from tfcsmf.serving.models import Models
 from tfcsmf.serving.rest import RestApi
 from tfcsmf.serving.versions import ModelOptions
 
-_BACKLOG = 2048
 _LOGGER = logging.getLogger("tfcsmf.serving")
 
 
@@ -124,7 +124,7 @@ class Server:
             lambda: self._models.ready,
             self._draining.is_set,
         )
-        self._http = uvicorn.Server(
+        self._http = GracefulHttpServer(
             uvicorn.Config(
                 app,
                 lifespan="off",
@@ -132,14 +132,16 @@ class Server:
                 access_log=False,
                 server_header=False,
                 ws="none",
-                backlog=_BACKLOG,
+                backlog=BACKLOG,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=int(self._options.stop_seconds) or None,
-            )
+            ),
+            listener,
+            settle=self._options.drain_seconds / 2,
         )
         # Signals are for the thread that called `run`, not for uvicorn.
         self._http_thread = threading.Thread(
-            target=self._http.run, args=([listener],), name="http", daemon=True
+            target=self._http.run_here, name="http", daemon=True
         )
         self._http_thread.start()
         self._models.start()
@@ -158,7 +160,7 @@ class Server:
         try:
             listener.bind((host, port))
             # From here on connections wait, until the event loop runs.
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             raise _port_taken("--rest-port", host, port, error) from error
