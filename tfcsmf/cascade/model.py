@@ -241,9 +241,37 @@ class CSMF(tfrs.Model):
 def build_model(config: Config, log: PreparedLog) -> CSMF:
     """Builds the model of a configuration for a prepared log, untrained."""
     tf.keras.utils.set_random_seed(config.seed)
+    query_tower, candidate_tower = build_towers(config, log)
+    query_tower.build(None)
+    close_histories(query_tower, history_stages(config, log))
+    return CSMF(
+        query_tower,
+        candidate_tower,
+        build_loss(config),
+        disjoint_blocks=config.cascade.blocks == "disjoint",
+        margin=config.loss.margin.model_dump(),
+    )
+
+
+def build_towers(
+    config: Config,
+    log: PreparedLog,
+    query_class: Callable[..., Tower] = Tower,
+    dimension: int | None = None,
+    **query_options: Any,
+) -> tuple[Tower, Tower]:
+    """Builds the query and the candidate tower of a configuration.
+
+    Args:
+      config: `towers` is used.
+      log: gives vocabularies, features and histories.
+      query_class: called with the arguments of `Tower`.
+      dimension: of both vectors; `towers.dimension` by default.
+      **query_options: further arguments of `query_class`.
+    """
     towers = config.towers
     common: dict[str, Any] = {
-        "dimension": towers.dimension,
+        "dimension": towers.dimension if dimension is None else dimension,
         "hidden_units": towers.hidden_units,
         "embedding_dimension": towers.embedding_dimension,
         "feature_dimension": towers.feature_dimension,
@@ -261,7 +289,7 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
         name="candidate",
         **common,
     )
-    query_tower = Tower(
+    query_tower = query_class(
         QUERY_ID,
         log.users.num_rows,
         feature_specs(log.users),
@@ -270,21 +298,18 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
         history_table=candidate_tower.id_table,
         name="query",
         **common,
+        **query_options,
     )
-    query_tower.build(None)
-    close_histories(query_tower, history_stages(config, log))
-    loss = SampledSoftmax(
+    return query_tower, candidate_tower
+
+
+def build_loss(config: Config) -> SampledSoftmax:
+    """Builds the sampled softmax of a configuration."""
+    return SampledSoftmax(
         temperature=config.loss.temperature,
         # Batches exclude a user's known positives, the row's own among them.
         remove_accidental_hits=False,
         correct_positives=False,
-    )
-    return CSMF(
-        query_tower,
-        candidate_tower,
-        loss,
-        disjoint_blocks=config.cascade.blocks == "disjoint",
-        margin=config.loss.margin.model_dump(),
     )
 
 

@@ -128,8 +128,7 @@ class CascadeTrainer:
 
     def _batches(self, objective: str) -> StageBatches:
         loss, settings = self.config.loss, self.config.stage(objective)
-        batches = StageBatches(
-            self.log,
+        batches = self._make_batches(
             objective,
             BatchSettings(
                 settings.batch_size,
@@ -150,6 +149,9 @@ class CascadeTrainer:
                 f"Received: {self.log.items.size}."
             )
         return batches
+
+    def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
+        return StageBatches(self.log, objective, settings)
 
     def _open(self, stage: int, batches: StageBatches) -> None:
         """Points the model at a stage; reopens freed capacity when it begins."""
@@ -282,12 +284,17 @@ class CascadeTrainer:
     def validate(self, stage: int) -> float | None:
         """Returns validation recall (unseen) of the stage in training."""
         objective = self.log.objectives[stage]
-        queries = self.log.validation[objective]
-        if not len(queries.users):
+        if not len(self.log.validation[objective].users):
             return None
         candidates = self.encoder.training_candidates(stage)
         if self.model.frozen_candidates is not None:
             candidates = candidates + self.model.frozen_candidates.numpy()
+        return self._recall(objective, stage, candidates)
+
+    def _recall(
+        self, objective: str, stage: int, candidates: np.ndarray
+    ) -> float | None:
+        """Returns validation recall of u^(stage) against candidate vectors."""
         ranker = VectorRanker(
             lambda _, part: self.encoder.queries(
                 part, self.log.train_histories, stage, training=True
@@ -297,7 +304,7 @@ class CascadeTrainer:
             self.config.evaluation.candidate_block,
         )
         k = self.config.evaluation.validation_k
-        return mean_recall(ranker, queries, objective, k)
+        return mean_recall(ranker, self.log.validation[objective], objective, k)
 
     def _prune(self, step: StageStep, batches: StageBatches, stage: int) -> None:
         cascade = self.config.cascade

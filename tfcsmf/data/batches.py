@@ -167,6 +167,10 @@ class StageBatches:
         rows = tf.gather(chosen, order)
         return self._assemble(rows, stateless)
 
+    def _known_rows(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns the lists of known positives that some examples have, int [n]."""
+        return tf.gather(self._users, rows)
+
     def _assemble(
         self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]
     ) -> Batch:
@@ -196,7 +200,7 @@ class StageBatches:
         return {
             **row_blocks(query, candidate),
             "items": items,
-            "excluded_pairs": known_pairs(*self._known, users, items),
+            "excluded_pairs": known_pairs(*self._known, self._known_rows(rows), items),
             "seed": stateless(_DROPOUT),
         }
 

@@ -146,17 +146,22 @@ class Tower(tf.keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights, whatever inputs come first."""
-        shapes = [tf.TensorShape([None, spec.size]) for spec in self.features]
-        width = self.input_width
-        for layer in [*self.hidden, self.output_layer]:
-            shapes.append(tf.TensorShape([None, width]))
-            width = layer.units
-        layers = [*self.encoders, *self.hidden, self.output_layer]
-        for layer, shape in zip([self.id_table, *layers], [None, *shapes], strict=True):
-            # Scopes keep variable names distinct, which weight files rely on.
-            with tf.name_scope(layer.name):
-                layer.build(shape)
+        build_layer(self.id_table, 0)
+        for spec, encoder in zip(self.features, self.encoders, strict=True):
+            build_layer(encoder, spec.size)
+        self.build_dense(self.input_width)
         super().build(input_shape)
+
+    @property
+    def dense_layers(self) -> list[MaskedDense]:
+        """The layers after the encodings, in order."""
+        return [*self.hidden, self.output_layer]
+
+    def build_dense(self, width: int) -> None:
+        """Creates the weights of `dense_layers` for encodings of this width."""
+        for layer in self.dense_layers:
+            build_layer(layer, width)
+            width = layer.units
 
     def call(
         self,
@@ -167,13 +172,17 @@ class Tower(tf.keras.layers.Layer):
     ) -> tf.Tensor:
         """Encodes a batch; see the class."""
         encodings = self.encode(inputs, stage, seed, blocks)
-        for index, layer in enumerate([*self.hidden, self.output_layer]):
-            if seed is not None and self.dropout:
-                encodings = tf.nn.experimental.stateless_dropout(
-                    encodings, self.dropout, seed + [index + 1, 0]
-                )
-            encodings = layer(encodings, stage)
+        for index, layer in enumerate(self.dense_layers):
+            encodings = layer(self.dropped(encodings, seed, index), stage)
         return encodings
+
+    def dropped(self, inputs: tf.Tensor, seed: tf.Tensor | None, index: int) -> Any:
+        """Returns the inputs of dense layer `index` after dropout, if that is on."""
+        if seed is None or not self.dropout:
+            return inputs
+        return tf.nn.experimental.stateless_dropout(
+            inputs, self.dropout, seed + [index + 1, 0]
+        )
 
     def encode(
         self,
@@ -211,7 +220,7 @@ class Tower(tf.keras.layers.Layer):
                 leaf = parameter.name.rpartition("/")[2]
                 name = f"{self.name}/features/{spec.name}/{leaf}"
                 parameters.append(replace(parameter, name=name))
-        for layer in [*self.hidden, self.output_layer]:
+        for layer in self.dense_layers:
             parameters += layer.owned_parameters(self.name)
         return parameters
 
@@ -229,3 +238,10 @@ class Tower(tf.keras.layers.Layer):
                 "histories": list(self.histories),
             }
         )
+
+
+def build_layer(layer: tf.keras.layers.Layer, width: int) -> None:
+    """Creates the weights of a layer for inputs of this width."""
+    # Scopes keep variable names distinct, which weight files rely on.
+    with tf.name_scope(layer.name):
+        layer.build(tf.TensorShape([None, width]))
