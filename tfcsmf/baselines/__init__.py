@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from tfcsmf.baselines.item_knn import ItemKnnRanker
 from tfcsmf.baselines.popularity import PopularityRanker
 from tfcsmf.baselines.seen_first import SeenFirstRanker
 from tfcsmf.config import EvaluationConfig
@@ -20,4 +21,4 @@ def build_baselines(
     return {name: build[name](prepared) for name in config.baselines}
 
 
-__all__ = ["PopularityRanker", "SeenFirstRanker", "build_baselines"]
+__all__ = ["ItemKnnRanker", "PopularityRanker", "SeenFirstRanker", "build_baselines"]

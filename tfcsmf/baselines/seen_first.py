@@ -75,7 +75,10 @@ class SeenFirstRanker:
     ) -> Csr:
         """Returns the items that come first, per query and in their order."""
         below = self._prepared.objectives.index(objective)
-        parts = [self._history(level, evaluation_set, rows) for level in range(below)]
+        events = self._prepared.objectives[:below]
+        parts = [
+            met_items(self._prepared, event, evaluation_set, rows) for event in events
+        ]
         row = np.concatenate([[], *map(row_numbers, parts)]).astype(np.int64)
         item = np.concatenate([[], *(part.items for part in parts)]).astype(np.int64)
         level = np.repeat(np.arange(below), [len(part.items) for part in parts])
@@ -91,15 +94,25 @@ class SeenFirstRanker:
         sorting = np.lexsort((order.places[item], -weight, row))
         return from_sorted_rows(row[sorting], item[sorting], len(rows))
 
-    def _history(self, level: int, queries: EvaluationSet, rows: np.ndarray) -> Csr:
-        event = self._prepared.objectives[level]
-        users = queries.users[rows]
-        lists = self._prepared.test_histories.lists.get(event)
-        if lists is None or event not in self._prepared.history_events:
-            return take_rows(self._prepared.known[event], users)
-        column = self._prepared.history_events.index(event)
-        ends = queries.history_end[rows, column]
-        return take_ranges(lists.items, lists.offsets[users], ends)
+
+def met_items(
+    prepared: PreparedLog, event: str, queries: EvaluationSet, rows: np.ndarray
+) -> Csr:
+    """Returns what the users of some queries did before, with one event.
+
+    Args:
+      prepared: its `test_histories` are read up to the queries' `history_end`; for
+        an event without a history, `known`.
+      event: one of the log's objectives.
+      queries: an evaluation set.
+      rows: int [n], which of its queries.
+    """
+    users = queries.users[rows]
+    lists = prepared.test_histories.lists.get(event)
+    if lists is None or event not in prepared.history_events:
+        return take_rows(prepared.known[event], users)
+    ends = queries.history_end[rows, prepared.history_events.index(event)]
+    return take_ranges(lists.items, lists.offsets[users], ends)
 
 
 def _level_weights(below: int) -> np.ndarray:
