@@ -21,23 +21,12 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    cli.add_log_options(parser)
     add = parser.add_argument
-    add(
-        "--events",
-        help="event log: a Parquet or CSV file, folder or glob; "
-        "without it the built-in simulator makes one",
-    )
-    add("--items", help="item table with features; its ids join the catalogue")
-    add("--users", help="user table with features")
-    add("--objectives", help="values of the event column, in cascade order: a,b,c")
     add("--output", default="saved_models/cascade", help="folder of the run")
-    add("--config", help="YAML file with any part of the configuration tree")
-    add("--set", action="append", default=[], metavar="a.b=c", help="one setting")
     add("--seed", type=int, help="seed of everything random")
     add("--resume", action="store_true", help="continue a killed run in --output")
     add("--extend", metavar="DIR", help="append objectives to this finished run")
-    add("--quiet", action="store_true", help="no progress bars")
-    add("--debug", action="store_true", help="show stack traces of errors")
     return parser
 
 
@@ -60,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = base_tree(arguments.extend, objectives)
     else:
         tree = read_yaml(arguments.config) if arguments.config else {}
-    options = {
-        ("data", "events"): arguments.events,
-        ("data", "items"): arguments.items,
-        ("data", "users"): arguments.users,
-        ("cascade", "objectives"): objectives,
-        ("seed",): arguments.seed,
-    }
+    options = cli.log_options(arguments) | {("seed",): arguments.seed}
     config = Config.from_dict(with_options(tree, options), arguments.set)
     result = run_cascade(
         config,

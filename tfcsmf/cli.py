@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfcsmf.errors import TfcsmfError
 
@@ -76,6 +78,33 @@ def configure_logging(quiet: bool) -> None:
     )
     for name in ("tensorflow", "absl", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a log and a configuration."""
+    add = parser.add_argument
+    add(
+        "--events",
+        help="event log: a Parquet or CSV file, folder or glob; "
+        "without it the built-in simulator makes one",
+    )
+    add("--items", help="item table with features; its ids join the catalogue")
+    add("--users", help="user table with features")
+    add("--objectives", help="values of the event column, in cascade order: a,b,c")
+    add("--config", help="YAML file with any part of the configuration tree")
+    add("--set", action="append", default=[], metavar="a.b=c", help="one setting")
+    add("--quiet", action="store_true", help="no progress bars")
+    add("--debug", action="store_true", help="show stack traces of errors")
+
+
+def log_options(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
+    """Returns what `add_log_options` read, for `tfcsmf.config.with_options`."""
+    return {
+        ("data", "events"): arguments.events,
+        ("data", "items"): arguments.items,
+        ("data", "users"): arguments.users,
+        ("cascade", "objectives"): split_names(arguments.objectives),
+    }
 
 
 def split_names(text: str | None) -> list[str] | None:

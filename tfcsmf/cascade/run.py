@@ -91,7 +91,7 @@ def run_cascade(
         model = build_model(config, log)
         if start is not None:
             load_model_arrays(model, start.arrays)
-        schema = save_schema(log) | {"examples": _fingerprint(log)}
+        schema = save_schema(log) | {"examples": fingerprint(log)}
         if continued:
             _check_same_log(store, schema)
         else:
@@ -117,7 +117,7 @@ def _check_base(base: RunFolder, folder: RunFolder) -> None:
         )
 
 
-def _fingerprint(log: PreparedLog) -> dict[str, list[int]]:
+def fingerprint(log: PreparedLog) -> dict[str, list[int]]:
     """Returns the number of examples of every objective and a checksum of them."""
     return {
         name: [

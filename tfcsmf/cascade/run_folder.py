@@ -97,8 +97,15 @@ class RunFolder:
         section: dict[str, Any] = tree.get("run") or {}
         return section | {"status": section.get("status", "unfinished")}
 
-    def check_same(self, config: Config, extends: Path | None) -> None:
+    def check_same(
+        self, config: Config, extends: Path | None, what: str = "--resume"
+    ) -> None:
         """Refuses to resume with another configuration or another base run.
+
+        Args:
+          config: the configuration now.
+          extends: the base run now.
+          what: wants to continue, for the message.
 
         Raises:
           CheckpointError: with every difference.
@@ -117,7 +124,7 @@ class RunFolder:
             # An extending run takes the configuration of its base, never --config.
             own = "" if extends else f", give --config {self.config_path}"
             raise CheckpointError(
-                f"--resume should continue the run in {str(self.path)!r} with its own "
+                f"{what} should continue the run in {str(self.path)!r} with its own "
                 "configuration. Received other values:\n"
                 + "\n".join(changes)
                 + f"\nLeave the changed options out{own}, or choose another --output."

@@ -8,6 +8,7 @@ from tfcsmf.evaluation.bootstrap import (
     bootstrap_means,
     mean_interval,
     paired_difference,
+    pooled_interval,
 )
 from tfcsmf.evaluation.metrics import metric_names, per_user_metrics
 from tfcsmf.evaluation.protocols import (
@@ -37,6 +38,7 @@ __all__ = [
     "metric_names",
     "paired_difference",
     "per_user_metrics",
+    "pooled_interval",
     "top_k",
     "top_k_scores",
     "user_metrics",

@@ -101,3 +101,37 @@ def paired_difference(
     difference = a - b
     low, high = mean_interval(difference, samples, seed, level)
     return float(difference.mean()), (float(low), float(high))
+
+
+def pooled_interval(
+    sums: np.ndarray, counts: np.ndarray, samples: int, seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean over all measurements of users, and its interval.
+
+    A user measured several times, with several seeds of training, is one user: users
+    are resampled with all their measurements. Treating these as independent would make
+    the interval too narrow.
+
+    Args:
+      sums: float [n, m], the sum of each user's measurements.
+      counts: [n], how many there are, >= 1.
+      samples: number of resamples.
+      seed: of the draws.
+      level: coverage, in (0, 1).
+
+    Returns:
+      float64 [m], and float64 [2, m]: lower and upper bound.
+
+    Example:
+      >>> mean, (low, high) = pooled_interval(
+      ...     np.array([[2.0], [1.0]]), np.array([2, 1]), 100, seed=0
+      ... )
+      >>> mean.tolist(), low.tolist(), high.tolist()
+      ([1.0], [1.0], [1.0])
+    """
+    columns = np.column_stack([counts, sums]).astype(np.float64)
+    means = bootstrap_means(columns, samples, seed)
+    tail = (1.0 - level) / 2.0
+    interval = np.quantile(means[:, 1:] / means[:, :1], [tail, 1.0 - tail], axis=0)
+    total = columns.sum(axis=0)
+    return total[1:] / total[0], interval

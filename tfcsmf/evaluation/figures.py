@@ -86,7 +86,7 @@ def learning_curves(
             below.sharex(above)
             above.tick_params(labelbottom=False)
             above.set_title(f"stage {number + 1}: {stage}")
-        return _png(figure)
+        return png(figure)
 
 
 def capacity(shares: Mapping[str, Mapping[str, float]], theme: ThemeName) -> bytes:
@@ -126,7 +126,7 @@ def capacity(shares: Mapping[str, Mapping[str, float]], theme: ThemeName) -> byt
             figure.legend(
                 loc="outside upper center", ncols=min(6, len(owners)), frameon=False
             )
-        return _png(figure)
+        return png(figure)
 
 
 def metric_dots(metrics: Mapping[str, Any], theme: ThemeName) -> bytes:
@@ -158,7 +158,7 @@ def metric_dots(metrics: Mapping[str, Any], theme: ThemeName) -> bytes:
         figure.legend(
             handles, labels, loc="outside upper center", ncols=5, frameon=False
         )
-        return _png(figure)
+        return png(figure)
 
 
 def tradeoff_curve(tradeoff: Mapping[str, Any], theme: ThemeName) -> bytes:
@@ -204,7 +204,7 @@ def tradeoff_curve(tradeoff: Mapping[str, Any], theme: ThemeName) -> bytes:
         axes.set_ylabel(f"recall@{tradeoff['k']} of {b}")
         axes.set_title(f"weights {a} : {b} ({tradeoff['protocol']} protocol)")
         axes.legend(frameon=False)
-        return _png(figure)
+        return png(figure)
 
 
 def _draw_phases(
@@ -305,7 +305,8 @@ def theme_style(theme: ThemeName) -> Any:
     }
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Returns a figure as PNG."""
     buffer = io.BytesIO()
     # No software field: the same numbers then give the same bytes.
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
