@@ -78,7 +78,7 @@ class MergedModel(tf.Module):
         # Twice in the union, or not found by an approximate index.
         repeated = tf.equal(positions[:, 1:], positions[:, :-1])
         dropped = tf.pad(repeated, [[0, 0], [1, 0]]) | (positions < 0)
-        vectors = tf.gather(self.indexes[0].vectors(), tf.maximum(positions, 0))
+        vectors = self.indexes[0].take(positions)
         by_objective = tf.matmul(vectors, queries, transpose_b=True)
         by_objective /= self.serving.scales  # [B, S * k, S]
         scores = tf.reduce_sum(by_objective * weights[:, tf.newaxis], axis=2)

@@ -216,8 +216,8 @@ def encode_task(options: argparse.Namespace, task: Result) -> Result:
 
 def index_task(options: argparse.Namespace, task: Result) -> Result:
     """Builds an index as an export does, and asks it."""
-    # Imported late: only ScaNN needs it.
-    from tfcsmf.retrieval.scann_index import random_fusions
+    # Imported late, as the index is.
+    from tfcsmf.retrieval.approximate import random_fusions
 
     folder = Path(task["folder"])
     vectors, queries = (

@@ -239,11 +239,14 @@ class EvaluationConfig(_Section):
 class RetrievalConfig(_Section):
     """The index and the exported model."""
 
-    index: Literal["auto", "exact", "scann"] = "auto"
-    # "auto" takes ScaNN from this catalogue size on; below it exact search is
-    # faster, and the export needs stock TensorFlow only.
-    scann_from: Positive = 100_000
-    # Recall at k against exact search, under random weights, ScaNN must reach.
+    # auto, exact and ivf export standard TensorFlow operations only; scann needs a
+    # server that is linked with its operations.
+    index: Literal["auto", "exact", "scann", "ivf"] = "auto"
+    # "auto" takes ivf from this catalogue size on; below it exact search takes about
+    # a millisecond.
+    approximate_from: Positive = 100_000
+    # Recall at k against exact search, under random weights, approximate search must
+    # reach.
     target_recall: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.95
     calibration_queries: Positive = 500
     k: Positive = 100

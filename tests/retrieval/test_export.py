@@ -81,7 +81,7 @@ def scann_shop(shop, helpers, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("scann_shop")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexes, "_SCANN_MINIMUM", 50)
+        patch.setattr(indexes, "_APPROXIMATE_MINIMUM", 50)
         shop = helpers.make_shop(folder, **{"retrieval.index": "scann"})
     return shop, export(shop.serving, folder / "serving")
 

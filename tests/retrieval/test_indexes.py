@@ -7,8 +7,10 @@ from tfcsmf.data.prepared import Csr
 from tfcsmf.errors import ExportError
 from tfcsmf.evaluation.topk import top_k
 from tfcsmf.retrieval import indexes
+from tfcsmf.retrieval.approximate import random_fusions
 from tfcsmf.retrieval.indexes import ExactIndex, build_index, drop_excluded
-from tfcsmf.retrieval.scann_index import ScannIndex, random_fusions
+from tfcsmf.retrieval.ivf_index import IvfIndex
+from tfcsmf.retrieval.scann_index import ScannIndex
 
 
 def clustered(size, dimension=16, centres=40, seed=0):
@@ -26,11 +28,13 @@ def scann_index():
     return build_index(clustered(3000), queries, settings)
 
 
-@pytest.fixture(params=["exact", "scann"])
+@pytest.fixture(params=["exact", "scann", "ivf"])
 def index(request):
     """An index of 3000 candidates that searches all there is."""
     if request.param == "exact":
         return ExactIndex(clustered(3000), 10)
+    if request.param == "ivf":
+        return IvfIndex(clustered(3000), 10, probes=3000, oversampling=3)
     index = request.getfixturevalue("scann_index")
     wide = object.__new__(ScannIndex)  # the same searcher, other parameters
     wide.__dict__.update(
@@ -78,14 +82,40 @@ def test_exact_search_in_parts_gives_the_same_answers(monkeypatch):
     np.testing.assert_allclose(scores, whole[0], rtol=1e-6)
 
 
-def test_an_empty_batch_has_an_empty_answer():
-    scores, positions = ExactIndex(clustered(30), 5).search(tf.zeros([0, 16]), 5)
+@pytest.mark.parametrize("size", [30, 3000])
+@pytest.mark.parametrize("kind", [ExactIndex, IvfIndex])
+def test_an_empty_batch_has_an_empty_answer(kind, size):
+    scores, positions = kind(clustered(size), 5).search(tf.zeros([0, 16]), 5)
     assert scores.shape == positions.shape == (0, 5)
 
 
-def test_equal_scores_are_ordered_by_position():
-    index = ExactIndex(np.ones((6, 2), np.float32), 4)
+# 6: sorted as a whole; 1000: by groups, the last of them incomplete.
+@pytest.mark.parametrize("size", [6, 1000])
+def test_equal_scores_are_ordered_by_position(size):
+    index = ExactIndex(np.ones((size, 2), np.float32), 4)
     assert index.search(tf.ones([1, 2]), 4)[1].numpy().tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 700, 1025])
+def test_what_fills_the_last_group_is_never_found(size):
+    candidates = np.zeros((size, 1), np.float32)
+    candidates[-1] = 1  # the best is the one that is repeated
+    for count in (1, 3, size):
+        scores, positions = ExactIndex(candidates, 3).search(tf.ones([2, 1]), count)
+        assert positions.numpy()[:, 0].tolist() == [size - 1] * 2
+        assert positions.numpy().max() < size
+        assert [len(set(row)) for row in positions.numpy()] == [count] * 2
+        assert scores.numpy()[:, 1:].max(initial=0) == 0
+
+
+def test_vectors_are_given_back(index):
+    candidates = clustered(3000)
+    np.testing.assert_array_equal(index.vectors(), candidates)
+    chosen = np.int32([[5, 2999], [0, 77], [5, -1]])
+    taken = index.take(tf.constant(chosen)).numpy()
+    np.testing.assert_array_equal(taken[:2], candidates[chosen[:2]])
+    np.testing.assert_array_equal(taken[2, 0], candidates[5])
+    assert taken.shape == (3, 2, 16)
 
 
 def test_k_is_at_most_the_catalogue():
@@ -143,12 +173,30 @@ def test_a_small_catalogue_is_searched_exactly_with_a_notice(caplog):
     index = build_index(
         clustered(50), np.zeros((1, 1, 16)), RetrievalConfig(index="scann")
     )
-    assert index.is_exact and "ScaNN needs" in caplog.text
+    assert index.is_exact and "search needs" in caplog.text
 
 
-def test_auto_takes_scann_from_the_configured_size():
-    settings = RetrievalConfig(index="auto", scann_from=5000)
-    assert build_index(clustered(3000), np.zeros((1, 1, 16)), settings).is_exact
+def test_auto_takes_ivf_from_the_configured_size():
+    queries = clustered(90, seed=5).reshape(30, 3, 16)
+
+    def build(size):
+        settings = RetrievalConfig(k=10, approximate_from=size)
+        return build_index(clustered(3000), queries, settings)
+
+    assert build(3001).is_exact
+    assert build(3000).describe()["kind"] == "ivf"
+
+
+def test_auto_is_exact_where_tiles_cannot_tell_candidates_apart(caplog):
+    rng = np.random.default_rng(0)
+    scattered = rng.normal(size=(2000, 32)).astype(np.float32)
+    queries = rng.normal(size=(20, 3, 32))
+    settings = RetrievalConfig(k=10, approximate_from=1000)
+    assert build_index(scattered, queries, settings).is_exact
+    assert "exact instead" in caplog.text
+    # Asked for by name, it is widened as far as needed.
+    index = build_index(scattered, queries, RetrievalConfig(k=10, index="ivf"))
+    assert index.describe()["kind"] == "ivf" and index.describe()["recall"] >= 0.95
 
 
 def test_vectors_that_are_not_finite_are_refused():

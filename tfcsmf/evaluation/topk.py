@@ -22,7 +22,7 @@ from tfcsmf.evaluation.lists import row_numbers, take_ranges
 
 ABSENT = -1  # the position reported where the catalogue has run out
 
-_GROUP = 64  # neighbours judged by their maximum
+GROUP = 64  # neighbours judged by their maximum
 
 _Block = tuple[int, tf.Tensor]  # first position, candidates transposed [d, c]
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
@@ -42,11 +42,11 @@ def _merge(
     scores = tf.tensor_scatter_nd_update(scores, excluded, minus_infinity)
     k = tf.shape(best)[1]
     rows, columns = tf.unstack(tf.shape(scores))
-    groups = columns // _GROUP
+    groups = columns // GROUP
     scores, columns = tf.cond(
         # Else sorting everything is as good, or there are incomplete groups.
-        (groups * _GROUP == columns) & (groups > 2 * k) & (rows > 0),
-        lambda: _promising(scores, best[:, -1:], k),
+        (groups * GROUP == columns) & (groups > 2 * k) & (rows > 0),
+        lambda: promising(scores, best[:, -1:], k),
         lambda: _best(scores, k),
     )
     # `top_k` prefers the left of two equals: the best so far, which has the lower
@@ -62,7 +62,7 @@ def _best(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return top, columns
 
 
-def _promising(
+def promising(
     scores: tf.Tensor, floor: tf.Tensor, k: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Leaves out groups of columns without any score of the k best.
@@ -71,22 +71,22 @@ def _promising(
     group has k at least equal scores before it, left of it if equal.
 
     Args:
-      scores: float [q, c], c a multiple of `_GROUP`.
+      scores: float [q, c], c a multiple of `GROUP`.
       floor: float [q, 1]; no score up to it is wanted.
       k: scores wanted per row, an int scalar.
 
     Returns:
       Scores [q, n] and their columns, ascending. A superset of what is wanted.
     """
-    parts = tf.reshape(scores, [tf.shape(scores)[0], -1, _GROUP])
-    maxima = tf.reduce_max(parts, axis=2)  # [q, c / _GROUP]
+    parts = tf.reshape(scores, [tf.shape(scores)[0], -1, GROUP])
+    maxima = tf.reduce_max(parts, axis=2)  # [q, c / GROUP]
     above = tf.reduce_sum(tf.cast(maxima > floor, tf.int32), axis=1)
     # As many for every row as the row with the most of them has.
     _, chosen = tf.math.top_k(maxima, tf.minimum(k, tf.reduce_max(above)))
     chosen = tf.sort(chosen, axis=1)  # equal scores stay ordered by position
-    parts = tf.gather(parts, chosen, batch_dims=1)  # [q, groups, _GROUP]
-    columns = chosen[..., tf.newaxis] * _GROUP + tf.range(_GROUP)
-    shape = [tf.shape(scores)[0], tf.shape(chosen)[1] * _GROUP]
+    parts = tf.gather(parts, chosen, batch_dims=1)  # [q, groups, GROUP]
+    columns = chosen[..., tf.newaxis] * GROUP + tf.range(GROUP)
+    shape = [tf.shape(scores)[0], tf.shape(chosen)[1] * GROUP]
     return tf.reshape(parts, shape), tf.reshape(columns, shape)
 
 
@@ -252,7 +252,7 @@ def _cuts(size: int, block: int) -> Iterator[tuple[int, int]]:
     """Cuts a catalogue into blocks; an incomplete group is a block of its own."""
     for start in range(0, size, block):
         stop = min(start + block, size)
-        whole = stop - (stop - start) % _GROUP
+        whole = stop - (stop - start) % GROUP
         yield from ((a, b) for a, b in ((start, whole), (whole, stop)) if a < b)
 
 

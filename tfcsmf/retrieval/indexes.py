@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfcsmf.config import RetrievalConfig
 from tfcsmf.errors import ExportError
+from tfcsmf.evaluation.topk import GROUP, promising
+
+if TYPE_CHECKING:
+    from tfcsmf.retrieval.approximate import ApproximateIndex
 
 _LOG = logging.getLogger(__name__)
 
 ABSENT = -1  # the position where a search has nothing to return
 # Scores held at once by exact search: 128 MiB.
 _SCORES = 2**25
-# Below this size ScaNN's tree has too few points per leaf to be trained.
-_SCANN_MINIMUM = 1000
+# Below this size ScaNN's tree has too few points per leaf to be trained, and exact
+# search is faster than any other.
+_APPROXIMATE_MINIMUM = 1000
+# Reading places in random order and decoding them takes about three times as long per
+# candidate as exact search does, 1M x 64 on 2 cores.
+_WORTHWHILE_SHARE = 0.25
 
 
 class Index(tf.Module):
@@ -53,6 +62,17 @@ class Index(tf.Module):
         """Returns the candidate vectors, float32 [C, d]."""
         raise NotImplementedError
 
+    def take(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the vectors at some positions.
+
+        Args:
+          positions: int32, any shape; at `ABSENT` any vector may come.
+
+        Returns:
+          float32, a last axis of size d added.
+        """
+        return tf.gather(self.vectors(), tf.maximum(positions, 0))
+
     def describe(self) -> dict[str, Any]:
         """Returns kind, parameters and measurements as JSON-able values."""
         raise NotImplementedError
@@ -77,11 +97,20 @@ class ExactIndex(Index):
     def __init__(self, candidates: np.ndarray, k: int) -> None:
         super().__init__()
         self.size, self.k = len(candidates), min(k, len(candidates))
-        self._candidates = tf.Variable(candidates, trainable=False, dtype=tf.float32)
+        # Transposed once: the product then reads both sides in memory order. The last
+        # candidate fills the last group up.
+        columns = np.pad(candidates.T, ((0, 0), (0, -self.size % GROUP)), "edge")
+        self._columns = tf.Variable(columns, trainable=False, dtype=tf.float32)
 
     def vectors(self) -> tf.Tensor:
         """Returns the candidate vectors; see `Index.vectors`."""
-        return tf.convert_to_tensor(self._candidates)
+        return tf.transpose(self._columns[:, : self.size])
+
+    def take(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the vectors at some positions; see `Index.take`."""
+        found = tf.gather(self._columns, tf.maximum(positions, 0), axis=1)
+        last = tf.rank(found) - 1
+        return tf.transpose(found, tf.concat([tf.range(1, last + 1), [0]], axis=0))
 
     def search(
         self, queries: tf.Tensor, count: tf.Tensor | int
@@ -90,33 +119,73 @@ class ExactIndex(Index):
 
         Large batches are scored in parts, so that memory stays bounded.
         """
-        candidates = self.vectors()
-        chunk = max(1, _SCORES // self.size)
+        count = tf.convert_to_tensor(count, tf.int32)
+        groups = self._columns.shape[1] // GROUP
 
-        def array(dtype: tf.DType) -> tf.TensorArray:
-            return tf.TensorArray(
-                dtype, 0, True, infer_shape=False, element_shape=[None, None]
+        def search(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            products = tf.matmul(part, self._columns)  # [b, C and what fills up]
+            return tf.cond(
+                # Else sorting everything is as good. An empty batch has no groups.
+                (groups > 2 * count) & (tf.shape(part)[0] > 0),
+                lambda: self._best_of_groups(products, count),
+                lambda: _top_k(products[:, : self.size], count),
             )
 
-        def step(start: tf.Tensor, scores: Any, positions: Any) -> tuple:
-            part = queries[start : start + chunk]
-            products = tf.matmul(part, candidates, transpose_b=True)  # [chunk, C]
-            best, where = tf.math.top_k(products, count)
-            at = start // chunk
-            return start + chunk, scores.write(at, best), positions.write(at, where)
+        return search_in_parts(search, queries, max(1, _SCORES // self.size))
 
-        # At least once: an empty batch has an empty answer.
-        _, scores, positions = tf.while_loop(
-            lambda start, *_: (start == 0) | (start < tf.shape(queries)[0]),
-            step,
-            (tf.constant(0), array(tf.float32), array(tf.int32)),
-            parallel_iterations=1,
-        )
-        return scores.concat(), positions.concat()
+    def _best_of_groups(
+        self, products: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        floor = tf.fill([tf.shape(products)[0], 1], np.float32(-np.inf))
+        scores, positions = promising(products, floor, count)
+        scores = tf.where(positions < self.size, scores, -np.inf)
+        scores, order = tf.math.top_k(scores, count)
+        return scores, tf.gather(positions, order, batch_dims=1)
 
     def describe(self) -> dict[str, Any]:
         """Returns what `cascade.json` says of the index."""
         return {"kind": "exact", "is_exact": True, "recall": 1.0}
+
+
+def _top_k(scores: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    best, where = tf.math.top_k(scores, count)
+    return best, where
+
+
+def search_in_parts(
+    search: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    queries: tf.Tensor,
+    chunk: tf.Tensor | int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Searches for some queries at a time.
+
+    Args:
+      search: takes queries [b, d], gives scores and positions, [b, count] each.
+      queries: float32 [B, d].
+      chunk: largest b.
+
+    Returns:
+      What `search` returns, for all queries.
+    """
+
+    def array(dtype: tf.DType) -> tf.TensorArray:
+        return tf.TensorArray(
+            dtype, 0, True, infer_shape=False, element_shape=[None, None]
+        )
+
+    def step(start: tf.Tensor, scores: Any, positions: Any) -> tuple:
+        best, where = search(queries[start : start + chunk])
+        at = start // chunk
+        return start + chunk, scores.write(at, best), positions.write(at, where)
+
+    # At least once: an empty batch has an empty answer.
+    _, scores, positions = tf.while_loop(
+        lambda start, *_: (start == 0) | (start < tf.shape(queries)[0]),
+        step,
+        (tf.constant(0), array(tf.float32), array(tf.int32)),
+        parallel_iterations=1,
+    )
+    return scores.concat(), positions.concat()
 
 
 def drop_excluded(
@@ -170,7 +239,8 @@ def build_index(
     Args:
       candidates: float32 [C, d].
       calibration_queries: float32 [Q, S, d], query vectors per objective, each
-        divided by its scale; used to set the parameters of ScaNN.
+        divided by its scale; used to set the parameters of
+        approximate search.
       settings: `retrieval` of the configuration.
       seed: of the random weights.
 
@@ -185,20 +255,58 @@ def build_index(
             "Candidate vectors should be finite. Received: NaN or infinity. Training "
             "has diverged: lower cascade.stage.learning_rate."
         )
-    size = len(candidates)
-    wanted = settings.index == "scann"
-    if settings.index == "auto":
-        wanted = size >= settings.scann_from
-    if wanted and size < _SCANN_MINIMUM:
+    kind, size = settings.index, len(candidates)
+    if kind == "auto":
+        kind = "ivf" if size >= settings.approximate_from else "exact"
+    if kind != "exact" and size < _APPROXIMATE_MINIMUM:
         _LOG.warning(
-            "The index is exact: ScaNN needs %d candidates, the catalogue has %d.",
-            _SCANN_MINIMUM,
+            "The index is exact: approximate search needs %d candidates, the catalogue "
+            "has %d.",
+            _APPROXIMATE_MINIMUM,
             size,
         )
-        wanted = False
-    if not wanted:
+        kind = "exact"
+    if kind == "exact":
         return ExactIndex(candidates, settings.k)
-    # Imported late: exact indexes need neither scann nor tensorflow-recommenders.
-    from tfcsmf.retrieval.scann_index import build_scann
+    index = _build_approximate(kind, candidates, calibration_queries, settings, seed)
+    found = index.measured()
+    if found["target_reached"]:
+        return index
+    automatic = settings.index == "auto"
+    _LOG.warning(
+        "Approximate search (%s) reaches recall@%d %.4f at its widest, below "
+        "retrieval.target_recall=%g. %s",
+        kind,
+        found["recall_k"],
+        found["recall"],
+        settings.target_recall,
+        "The index is exact instead, which is not slower than to widen it further."
+        if automatic
+        else "Use retrieval.index=exact for more.",
+    )
+    return ExactIndex(candidates, settings.k) if automatic else index
 
-    return build_scann(candidates, calibration_queries, settings, seed)
+
+def _build_approximate(
+    kind: str,
+    candidates: np.ndarray,
+    calibration_queries: np.ndarray,
+    settings: RetrievalConfig,
+    seed: int,
+) -> ApproximateIndex:
+    """Trains an index and calibrates it; see `build_index`."""
+    # Imported late: they import this file.
+    from tfcsmf.retrieval.approximate import random_fusions
+    from tfcsmf.retrieval.ivf_index import IvfIndex
+    from tfcsmf.retrieval.scann_index import ScannIndex
+
+    index: ApproximateIndex
+    if kind == "scann":
+        index = ScannIndex(candidates, settings.k)
+    else:
+        widest = _WORTHWHILE_SHARE if settings.index == "auto" else 1.0
+        index = IvfIndex(candidates, settings.k, widest=widest, seed=seed)
+    queries = random_fusions(calibration_queries, seed)[: settings.calibration_queries]
+    fetch = settings.k + settings.max_exclusions
+    index.calibrate(queries, settings.target_recall, fetch)
+    return index

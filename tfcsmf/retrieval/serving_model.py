@@ -116,7 +116,7 @@ class ServingModel(tf.Module):
             scores, positions = self.index.search(fused, count)
             scores, positions = drop_excluded(scores, positions, excluded, k)
         found = positions != ABSENT
-        vectors = tf.gather(self.index.vectors(), tf.maximum(positions, 0))
+        vectors = self.index.take(positions)
         # [B, k, d] x [B, S, d] -> [B, k, S]
         by_objective = tf.matmul(vectors, queries, transpose_b=True) / self.scales
         return {
