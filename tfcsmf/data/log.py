@@ -86,8 +86,8 @@ def load_log(config: Config) -> RawLog:
     check_events(events, config.cascade.objectives, "cascade.objectives")
     check_events(events, data.history_events or (), "data.history_events")
     distinct = events.unique(maintain_order=True)
-    items = None if items is None else _entities(items, columns.item_id, "item_id")
-    users = None if users is None else _entities(users, columns.user_id, "user_id")
+    items = None if items is None else entity_table(items, columns.item_id, "item_id")
+    users = None if users is None else entity_table(users, columns.user_id, "user_id")
     summary = {
         "source": "simulator" if data.events is None else data.events,
         "rows_read": raw.height,
@@ -197,8 +197,17 @@ def _splits(column: pl.Series) -> pl.Series:
     return lowered.replace_strict(_SPLITS, return_dtype=pl.String)
 
 
-def _entities(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:
-    """Checks an item or user table and puts its id column first."""
+def entity_table(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:
+    """Checks an item or user table and puts its id column first.
+
+    Args:
+      table: the rows.
+      name: its id column.
+      role: "item_id" or "user_id": what the column is called from here on.
+
+    Raises:
+      DataError: if the column is absent, or an id is missing or repeated.
+    """
     source = role.removesuffix("_id") + "s"
     _require(table, name, source, role)
     ids = as_text(table[name]).alias(role)

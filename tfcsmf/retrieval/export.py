@@ -18,7 +18,7 @@ from tfcsmf.config import Config
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import ExportError, TfcsmfError
 from tfcsmf.files import atomic_directory
-from tfcsmf.retrieval.exported import DESCRIPTION, version_numbers
+from tfcsmf.retrieval.exported import DESCRIPTION, QUERIES, version_numbers
 from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.serving_model import ServingModel
 from tfcsmf.serving.warmup import write_warmup
@@ -74,14 +74,9 @@ def build_serving_model(
     stages = len(log.objectives)
     if candidates is None:
         candidates = encoder.candidates(stages)
-    queries = _sample_queries(encoder, config)
     scales = np.asarray(scales, np.float32)
-    index = build_index(
-        candidates,
-        queries / scales[:, np.newaxis],
-        config.retrieval,
-        config.seed,
-    )
+    queries = _sample_queries(encoder, config) / scales[:, np.newaxis]
+    index = build_index(candidates, queries, config.retrieval, config.seed)
     return ServingModel(
         model,
         log,
@@ -89,6 +84,7 @@ def build_serving_model(
         scales,
         config.objective_weights(),
         config.data.history_length,
+        queries,
     )
 
 
@@ -144,6 +140,9 @@ def _save(serving_model: ServingModel, folder: Path) -> None:
     description.parent.mkdir(exist_ok=True)
     text = json.dumps(serving_model.describe(), indent=2, ensure_ascii=False)
     description.write_text(text + "\n", encoding="utf-8")
+    queries = serving_model.calibration_queries()
+    if queries is not None:
+        np.save(folder / QUERIES, queries)
 
 
 def _sample_queries(encoder: Encoder, config: Config) -> np.ndarray:

@@ -16,6 +16,7 @@ from tfcsmf.data.inputs import QUERY_ID, history_name
 from tfcsmf.errors import ExportError, nearest
 
 DESCRIPTION = "assets.extra/cascade.json"
+QUERIES = "assets.extra/calibration_queries.npy"
 # An export is the end of a run; there is no command that makes it alone.
 _AGAIN = "run pipelines/run_cascade.py again with"
 
@@ -47,6 +48,7 @@ class ExportedModel:
     Attributes:
       path: the version folder.
       description: contents of `cascade.json`.
+      saved_model: what TensorFlow loaded.
       signatures: the serving signatures, for whole batches.
 
     Raises:
@@ -66,10 +68,10 @@ class ExportedModel:
         if kind == "scann":
             _load_scann_operations(self.path)
         try:
-            self._model = tf.saved_model.load(str(self.path))
+            self.saved_model = tf.saved_model.load(str(self.path))
         except Exception as error:  # TensorFlow raises many kinds
             raise _damaged(self.path, error) from error
-        self.signatures: Mapping[str, Any] = self._model.signatures
+        self.signatures: Mapping[str, Any] = self.saved_model.signatures
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -242,7 +244,7 @@ def _load_scann_operations(path: Path) -> None:
     except ImportError as error:
         raise ExportError(
             f"{str(path)!r} has a ScaNN index and needs the package scann. Received: "
-            f"{error}. Install it, or {_AGAIN} --set retrieval.index=exact."
+            f"{error}. Install it, or {_AGAIN} --set retrieval.index=ivf."
         ) from error
 
 

@@ -24,7 +24,11 @@ from tfcsmf.retrieval.raw_inputs import (
 # The score of a place that no candidate is left for: JSON has no infinity.
 NO_SCORE = float(np.finfo(np.float32).min)
 
+# Attributes the embedding signatures need; `refreshed` takes them over by name.
+ENCODING_PARTS = ("query_inputs", "candidate_inputs", "query_tower", "candidate_tower")
+
 Raw = Mapping[str, tf.Tensor]
+Inputs = dict[str, dict[str, Any]]
 
 
 class ServingModel(tf.Module):
@@ -41,6 +45,8 @@ class ServingModel(tf.Module):
       scales: float [S], see `objective_scales`.
       weights: float [S], used where a request gives none.
       history_length: known items kept per history.
+      calibration_queries: float32 [Q, S, d], divided by the scales; kept beside the
+        model, so that its index can be built again for other items.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class ServingModel(tf.Module):
         scales: np.ndarray,
         weights: Sequence[float],
         history_length: int,
+        calibration_queries: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         stages = len(log.objectives)
@@ -72,6 +79,8 @@ class ServingModel(tf.Module):
         self._objectives = tuple(log.objectives)
         self._blocks = [int(count) for count in own.sum(axis=1)]
         self._history_length = history_length
+        # A function: TensorFlow would track and save the array.
+        self.calibration_queries = lambda: calibration_queries
 
     def query_vectors(self, raw: Raw) -> tf.Tensor:
         """Returns u^(o) of every objective, not yet scaled, float [B, S, d]."""
@@ -81,6 +90,14 @@ class ServingModel(tf.Module):
         """Returns the query vectors fused with the default weights, [B, d]."""
         vectors = fuse(self.query_vectors(raw), self.default_weights, self.scales)
         return {"vectors": vectors}
+
+    def embed_objectives(self, raw: Raw) -> dict[str, tf.Tensor]:
+        """Returns the query vectors divided by their scales, [B, S, d].
+
+        Their sum weighted by a request is its fused query.
+        """
+        scales = self.scales[:, tf.newaxis]
+        return {"vectors": self.query_vectors(raw) / scales}
 
     def embed_candidate(self, raw: Raw) -> dict[str, tf.Tensor]:
         """Returns candidate vectors, all blocks, [B, d]."""
@@ -132,7 +149,8 @@ class ServingModel(tf.Module):
           `objective_scores`;
         - `retrieve_weighted`: those and `objective_weights` float [B, S] (another
           shape is an error), `exclude_item_ids` string [B, E];
-        - `embed_query`, `embed_candidate`: `vectors` float [B, d].
+        - `embed_query`, `embed_candidate`: `vectors` float [B, d];
+        - `embed_query_objectives`: `vectors` float [B, S, d].
 
         Query inputs are `user_id` string [B], `history_<event>` string [B, any],
         oldest first, padded with "" anywhere, of which the last known items
@@ -140,7 +158,7 @@ class ServingModel(tf.Module):
         multi string [B, any], vector float [B, width]. Names that are no identifiers
         are changed by `argument_names`.
         """
-        query, candidate = self.query_inputs.specs(), self.candidate_inputs.specs()
+        query, candidate = self.query_specs(), self.candidate_specs()
         objectives = len(self._objectives)
         request = {
             "objective_weights": tf.TensorSpec([None, objectives], tf.float32),
@@ -158,8 +176,17 @@ class ServingModel(tf.Module):
             ),
             "retrieve_weighted": _signature(weighted, query, request),
             "embed_query": _signature(self.embed_query, query),
+            "embed_query_objectives": _signature(self.embed_objectives, query),
             "embed_candidate": _signature(self.embed_candidate, candidate),
         }
+
+    def query_specs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the type of every query input."""
+        return self.query_inputs.specs()
+
+    def candidate_specs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the type of every candidate input."""
+        return self.candidate_inputs.specs()
 
     def describe(self) -> dict[str, Any]:
         """Returns the contents of `cascade.json`."""
@@ -168,7 +195,7 @@ class ServingModel(tf.Module):
             "objectives": list(self._objectives),
             "default_weights": self.default_weights.numpy().tolist(),
             "scales": self.scales.numpy().tolist(),
-            "dimension": int(self.index.vectors().shape[1]),
+            "dimension": sum(self._blocks),
             "blocks": list(self._blocks),
             "k": self.index.k,
             "catalogue": self.index.size,
