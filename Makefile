@@ -2,7 +2,7 @@
 #
 #   make run  [ARGS="--seed 1"]     the demo cascade on the built-in simulator
 #   make test [ARGS="-k simulator"] the quick tests and the doctests
-#   make bench                      all benchmarks, about 15 minutes on 2 quiet cores
+#   make bench                      all benchmarks, about 25 minutes on 2 quiet cores
 #   make bench ARGS=--quick         the same at tiny sizes, 2 minutes: do they run?
 #                                   Results: the screen and benchmarks/results/*.json;
 #                                   benchmarks/<name>.py --help says what each compares
@@ -20,7 +20,7 @@ PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.10 python3.13 python3)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 # In this order; every one in a process of its own.
-BENCHMARKS := training evaluation fused_query preparation
+BENCHMARKS := training evaluation fused_query index preparation
 SOURCES := tfcsmf pipelines tests benchmarks setup.py
 
 .DEFAULT_GOAL := help

@@ -23,6 +23,10 @@ SMALLER = {
         # segmentation fault twice. `make bench` covers it.
         *("--index", "exact"),
     ],
+    "index": [
+        *("--no-memory", "--requests", "3", "--data", "clustered"),
+        *("--systems", "exact", "ivf", "TFRS BruteForce"),  # not ScaNN: as above
+    ],
     "preparation": ["--rows", "5000"],
     "scale": [
         # Objectives are trained and exported: see the slow test.
