@@ -19,9 +19,6 @@ SMALLER = {
     "evaluation": ["--no-memory", "--queries", "40"],
     "fused_query": [
         *("--no-memory", "--batch", "1", "--items", "1500", "--requests", "2"),
-        # Not ScaNN: searching one of several indexes of a process has ended in a
-        # segmentation fault twice. `make bench` covers it.
-        *("--index", "exact"),
     ],
     "index": [
         *("--no-memory", "--requests", "3", "--data", "clustered"),

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfcsmf.errors import ExportError
 from tfcsmf.retrieval.approximate import ApproximateIndex, Setting
 from tfcsmf.retrieval.indexes import ABSENT
+from tfcsmf.retrieval.scann_searcher import SearcherResource
 
 
 class ScannIndex(ApproximateIndex):
@@ -46,6 +47,7 @@ class ScannIndex(ApproximateIndex):
         self.leaves_to_search = leaves_to_search
         self.reorder = min(reorder, self.size)
         self.searcher = _train(candidates, self.k, self.num_leaves, self.reorder)
+        self.resource = SearcherResource(self.searcher)
 
     def vectors(self) -> tf.Tensor:
         """Returns the candidate vectors; see `Index.vectors`."""
@@ -57,7 +59,7 @@ class ScannIndex(ApproximateIndex):
         """Searches approximately; see `Index.search`."""
         from scann.scann_ops.py import scann_ops
 
-        searcher = scann_ops.searcher_from_module(self.searcher)
+        searcher = scann_ops.ScannSearcher(self.resource.resource_handle)
         # Fewer re-ranked candidates than results would cut the results.
         reorder = tf.maximum(self.reorder, count)
         found = searcher.search_batched_parallel(
