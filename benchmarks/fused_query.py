@@ -2,14 +2,17 @@
 
     python benchmarks/fused_query.py [--items 1000000] [--index exact scann] [--quick]
 
-`fused`: the `retrieve_weighted` signature: one vector, one index. `per objective`: the
-same towers, an index of the same size for *every* objective, its k best each, then all
+`fused`: the `retrieve_weighted` signature: one vector, one index. `per objective`: what
+a user without it would do: a request per objective, which encodes the query for that
+objective alone and asks an index of the same size of its own for the k best; then all
 that were found scored again with the weights, exactly, and the best k kept. Both are
-SavedModels that are loaded again, and take the same raw requests. Requests alternate
-between them; one client. Recall is against the true k best by weighted score.
+SavedModels that are loaded again, in one process, and take the same raw requests.
+Requests alternate between them; one client. Recall is against the true k best by
+weighted score.
 
 The vectors are those of an untrained model whose users and items come in groups, which
-is kind to approximate indexes: their speed depends on the data.
+is kind to approximate indexes: their speed depends on the data. Its weights are owned
+by all stages, as after training, so all passes of a tower differ.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ SIZES = {
 }
 QUICK = {"items": 3000, "users": 200, "k": 10, "requests": 5, "batch": [1, 4]}
 OBJECTIVES = ("exposure", "click", "conversion")
+OWNED = (0.6, 0.25, 0.15)  # share of the weights by stage
 FUSED, PEER, DEFAULT = "fused", "per objective, merged", "fused, default weights"
 
 Request = dict[str, tf.Tensor]
@@ -67,20 +71,25 @@ class MergedModel(tf.Module):
         self.serving = serving
         self.indexes = list(indexes)
 
-    def retrieve(self, raw: Request, weights: tf.Tensor) -> dict[str, tf.Tensor]:
-        queries = self.serving.query_vectors(raw)  # [B, S, d]
+    def search(self, raw: Request, objective: int) -> dict[str, tf.Tensor]:
+        """The k best of one objective; passes of the others are not computed."""
+        serving = self.serving
+        query = serving.query_tower(serving.query_inputs(raw))[objective]
+        _, positions = self.indexes[objective].search(query, serving.index.k)
+        return {"positions": positions, "query": query}
+
+    def merge(
+        self, positions: tf.Tensor, queries: tf.Tensor, weights: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Scores what was found, [B, S * k], again; the best k of it."""
         k = self.serving.index.k
-        found = [
-            index.search(queries[:, objective], k)[1]
-            for objective, index in enumerate(self.indexes)
-        ]
-        positions = tf.sort(tf.concat(found, axis=1), axis=1)  # [B, S * k]
+        positions = tf.sort(positions, axis=1)
         # Twice in the union, or not found by an approximate index.
         repeated = tf.equal(positions[:, 1:], positions[:, :-1])
         dropped = tf.pad(repeated, [[0, 0], [1, 0]]) | (positions < 0)
         vectors = self.indexes[0].take(positions)
-        by_objective = tf.matmul(vectors, queries, transpose_b=True)
-        by_objective /= self.serving.scales  # [B, S * k, S]
+        scaled = tf.transpose(queries / self.serving.scales[:, np.newaxis], [0, 2, 1])
+        by_objective = tf.matmul(vectors, scaled)  # [B, S * k, S]
         scores = tf.reduce_sum(by_objective * weights[:, tf.newaxis], axis=2)
         scores, best = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
         return {
@@ -91,21 +100,41 @@ class MergedModel(tf.Module):
             "objective_scores": tf.gather(by_objective, best, batch_dims=1),
         }
 
-    def signature(self) -> Any:
-        specs = self.serving.query_inputs.specs() | {
-            "objective_weights": tf.TensorSpec([None, len(OBJECTIVES)], tf.float32)
-        }
-        named = {
+    def signatures(self) -> dict[str, Any]:
+        specs = {
             name: tf.TensorSpec(spec.shape, spec.dtype, name=name)
-            for name, spec in specs.items()
+            for name, spec in self.serving.query_inputs.specs().items()
         }
 
-        @tf.function(autograph=False)
-        def call(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            weights = raw.pop("objective_weights")
-            return self.retrieve(raw, weights)
+        def search(objective: int) -> Any:
+            @tf.function(autograph=False)
+            def call(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
+                return self.search(raw, objective)
 
-        return call.get_concrete_function(**named)
+            return call.get_concrete_function(**specs)
+
+        count, width = len(OBJECTIVES), self.serving.index.vectors().shape[1]
+        merge = tf.function(self.merge, autograph=False).get_concrete_function(
+            tf.TensorSpec([None, None], tf.int32, "positions"),
+            tf.TensorSpec([None, count, width], tf.float32, "queries"),
+            tf.TensorSpec([None, count], tf.float32, "weights"),
+        )
+        return {name: search(o) for o, name in enumerate(OBJECTIVES)} | {"merge": merge}
+
+
+def merged_request(signatures: Mapping[str, Signature]) -> Signature:
+    """A request per objective, one after the other, and the merge of their answers."""
+
+    def call(**arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+        weights = arguments.pop("objective_weights")
+        answers = [signatures[name](**arguments) for name in OBJECTIVES]
+        return signatures["merge"](
+            positions=tf.concat([answer["positions"] for answer in answers], axis=1),
+            queries=tf.stack([answer["query"] for answer in answers], axis=1),
+            weights=weights,
+        )
+
+    return call
 
 
 def empty_log(users: int, items: int) -> PreparedLog:
@@ -137,8 +166,10 @@ def grouped_model(config: Config, log: PreparedLog) -> CSMF:
     model = build_model(config, log)
     rng = np.random.default_rng(0)
     for parameter in model.owned_parameters:
-        # The first stage owns every weight; the output dimensions are divided.
-        parameter.owner.assign(tf.zeros_like(parameter.owner))
+        # Every stage owns a part of it, and the output dimensions are divided.
+        owners = rng.choice(3, parameter.owner.shape, p=OWNED)
+        owners = owners * (parameter.role != "bias")
+        parameter.owner.assign(owners.astype(np.int8))
         if parameter.role == "table":
             rows, width = parameter.variable.shape
             groups = rng.standard_normal((max(2, rows // 1000), width), np.float32)
@@ -211,14 +242,13 @@ class Setup:
             ],
         )
         path = export(serving, folder / "fused")
-        signature = merged.signature()
-        tf.saved_model.save(merged, str(folder / "merged"), {"serve": signature})
+        tf.saved_model.save(merged, str(folder / "merged"), merged.signatures())
         # Loaded models: kept, or their variables would be gone.
         self.loaded = [tf.saved_model.load(str(p)) for p in (path, folder / "merged")]
         fused, other = (loaded.signatures for loaded in self.loaded)
         signatures = {
             FUSED: fused["retrieve_weighted"],
-            PEER: other["serve"],
+            PEER: merged_request(other),
             DEFAULT: fused["serving_default"],
         }
         return signatures, serving, seconds
