@@ -118,6 +118,23 @@ def test_vectors_are_given_back(index):
     assert taken.shape == (3, 2, 16)
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 1000])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_exact_search_is_a_stable_sort_of_all_scores(size, count):
+    # Few values, so that many scores are equal, within groups and between them.
+    rng = np.random.default_rng(size)
+    candidates = rng.integers(-2, 3, (size, 2)).astype(np.float32)
+    queries = rng.integers(-2, 3, (7, 2)).astype(np.float32)
+    count = min(count, size)
+    scores, positions = ExactIndex(candidates, count).search(
+        tf.constant(queries), count
+    )
+    expected = np.argsort(-(queries @ candidates.T), axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(positions, expected)
+    products = np.take_along_axis(queries @ candidates.T, expected, axis=1)
+    np.testing.assert_array_equal(scores, products)
+
+
 def test_k_is_at_most_the_catalogue():
     assert ExactIndex(clustered(3), 10).k == 3
 
