@@ -186,6 +186,25 @@ def test_embed_candidate_equals_the_index_also_for_raw_features(shop, base_path)
     np.testing.assert_allclose(vectors, shop.encoder.candidates(3)[:9], rtol=1e-5)
 
 
+def test_padding_of_exclusions_changes_nothing(shop, helpers, base_path):
+    users = np.arange(3)
+    arguments = helpers.query_arguments(shop, users) | {
+        "objective_weights": tf.constant([[1.0, 0.5, 2.0]] * 3)
+    }
+    retrieve = ExportedModel(base_path).signatures["retrieve_weighted"]
+    none = retrieve(**arguments, exclude_item_ids=tf.zeros([3, 0], tf.string))
+    padding = tf.constant([["", ""]] * 3)
+    padded = retrieve(**arguments, exclude_item_ids=padding)
+    for name, values in none.items():
+        np.testing.assert_array_equal(padded[name], values)
+    # One request of the batch excludes its best, the others nothing.
+    best = none["item_ids"].numpy()[1, 0].decode()
+    mixed = tf.constant([["", ""], ["", best], ["", ""]])
+    answer = retrieve(**arguments, exclude_item_ids=mixed)["item_ids"].numpy()
+    np.testing.assert_array_equal(answer[[0, 2]], none["item_ids"].numpy()[[0, 2]])
+    np.testing.assert_array_equal(answer[1, :-1], none["item_ids"].numpy()[1, 1:])
+
+
 def test_excluding_the_whole_catalogue_leaves_empty_places(shop, helpers, base_path):
     arguments = helpers.query_arguments(shop, [0])
     answer = ExportedModel(base_path).signatures["retrieve_weighted"](

@@ -30,10 +30,10 @@ def test_a_table_answers_every_pass(ownership):
     folded = FoldedTable(layer, 3)
     rows, lists = tf.constant([3, 8]), tf.constant([[0, 5, 5], [0, 0, 0]])
     for stage in range(3):
-        np.testing.assert_array_equal(folded(rows)[stage], layer(rows, stage))
-        np.testing.assert_array_equal(
-            folded.pool(lists)[stage], layer.pool(lists, stage)
-        )
+        looked_up, pooled = folded(rows), folded.pool(lists)
+        own = min(stage, looked_up.shape[1] - 1)  # a frozen table has one pass
+        np.testing.assert_array_equal(looked_up[:, own], layer(rows, stage))
+        np.testing.assert_array_equal(pooled[:, own], layer.pool(lists, stage))
 
 
 def test_owners_are_stored_only_where_a_pass_needs_them():
@@ -45,8 +45,7 @@ def test_owners_are_stored_only_where_a_pass_needs_them():
     layer.table.assign(np.where(owner == FREE, 0, layer.table.numpy()))
     folded = FoldedTable(layer, 2)
     assert folded.owner is None
-    first, second = folded(tf.constant([1, 2]))
-    assert first is second
+    assert folded(tf.constant([1, 2])).shape == (2, 1, 4)
     assert folded.table is layer.table  # not a copy
 
 

@@ -11,13 +11,13 @@ Results are the same numbers as the model's own passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING
-from tfcsmf.towers import MaskedDense, MaskedEmbedding, Tower, keep_owned
+from tfcsmf.towers import MaskedDense, MaskedEmbedding, Tower
 
 Inputs = Mapping[str, tf.Tensor]
 Passes = list[tf.Tensor]  # one tensor per pass
@@ -52,14 +52,24 @@ class FoldedDense(tf.Module):
         self._activation = layer.activation
 
     def __call__(self, inputs: Passes) -> Passes:
-        """Applies the layer pass by pass, [n, inputs] -> [n, units] each."""
-        outputs = []
-        for values, kernel in zip(inputs, self.kernels, strict=True):
+        """Applies the layer pass by pass, [n, inputs] -> [n, units] each.
+
+        A product per pass, as the model has it: nothing promises that one of stacked
+        kernels rounds alike, and products are a small part of a request.
+        """
+        outputs: dict[tuple[int, int], tf.Tensor] = {}
+        keys = [
+            (id(values), id(kernel))
+            for values, kernel in zip(inputs, self.kernels, strict=True)
+        ]
+        for key, values, kernel in zip(keys, inputs, self.kernels, strict=True):
+            if key in outputs:
+                continue  # equal passes are computed once
             values = tf.matmul(values, kernel)
             if self.bias is not None:
                 values = tf.nn.bias_add(values, self.bias)
-            outputs.append(self._activation(values))
-        return outputs
+            outputs[key] = self._activation(values)
+        return [outputs[key] for key in keys]
 
 
 class FoldedTable(tf.Module):
@@ -76,38 +86,48 @@ class FoldedTable(tf.Module):
         super().__init__()
         self.table = layer.table
         table, owner = layer.table.numpy(), layer.table_owner.numpy()
-        # A pass needs a mask only if a later entry differs from zero.
-        self._masked = [
-            bool(np.any((owner > stage) & (table != 0))) for stage in range(stages)
-        ]
+        # Masks are needed only if a pass must not see an entry that is not zero.
+        hidden = [np.any((owner > stage) & (table != 0)) for stage in range(stages)]
         self._by_entry = layer.ownership == "entries"
-        self.owner = layer.table_owner if any(self._masked) else None
+        self._dimension = layer.dimension
+        self._stages = np.arange(stages, dtype=np.int8)[:, np.newaxis]  # [S, 1]
+        self.owner = layer.table_owner if any(hidden) else None
 
-    def __call__(self, rows: tf.Tensor) -> Passes:
-        """Looks rows up, int [n] -> float [n, dimension] for every pass."""
-        values = tf.gather(self.table, rows)
-        owner = self.owner
-        if owner is not None and self._by_entry:
-            owner = tf.gather(owner, rows)
-        return [
-            keep_owned(values, owner, stage) if masked else values
-            for stage, masked in enumerate(self._masked)
-        ]
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        """Looks rows up for all passes at once.
 
-    def pool(self, rows: tf.Tensor) -> Passes:
-        """Averages rows that are not `PADDING`, int [n, length], for every pass."""
+        Args:
+          rows: int [n].
+
+        Returns:
+          float [n, S, dimension], or [n, 1, dimension] if all passes are equal.
+        """
+        values = tf.gather(self.table, rows)[:, tf.newaxis]
+        if self.owner is None:
+            return values
+        owner = tf.gather(self.owner, rows) if self._by_entry else self.owner
+        used = owner[:, tf.newaxis] <= self._stages  # [n or 1, S, dimension]
+        return tf.where(used, values, 0.0)
+
+    def pool(self, rows: tf.Tensor) -> tf.Tensor:
+        """Averages rows that are not `PADDING`, int [n, length], for every pass.
+
+        Returns:
+          As a lookup does.
+        """
         present = tf.where(tf.not_equal(rows, PADDING))  # [m, 2]
         values = self(tf.gather_nd(rows, present))
-        batch = tf.shape(rows)[0]
-
-        def mean(values: tf.Tensor) -> tf.Tensor:
-            # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
-            each = tf.range(tf.shape(values)[0])
-            return tf.sparse.segment_mean(
-                values, each, present[:, 0], num_segments=batch
-            )
-
-        return _shared(mean, values)
+        passes = values.shape[1]
+        # As `MaskedEmbedding.pool` does it: another order is not bit-equal. Passes are
+        # averaged side by side.
+        values = tf.reshape(values, [-1, passes * self._dimension])
+        pooled = tf.sparse.segment_mean(
+            values,
+            tf.range(tf.shape(values)[0]),
+            present[:, 0],
+            num_segments=tf.shape(rows)[0],
+        )
+        return tf.reshape(pooled, [-1, passes, self._dimension])
 
 
 class FoldedTower(tf.Module):
@@ -142,29 +162,34 @@ class FoldedTower(tf.Module):
         self._stages = stages
 
     def __call__(self, inputs: Inputs) -> Passes:
-        """Returns the vectors of every pass, S times float [n, d]."""
+        """Returns the vectors of every pass, S times float [n, d].
+
+        Histories should be padded to one length.
+        """
         id_name, features, histories = self._names
-        parts = [self.id_table(inputs[id_name])]
+        parts = [self.id_table(inputs[id_name])]  # [n, 1 or S, width] each
         for spec, encoder in zip(features, self.encoders, strict=True):
             values = inputs[spec.name]
             if isinstance(encoder, FoldedDense):
-                parts.append(encoder([values] * self._stages))
+                parts.append(tf.stack(encoder([values] * self._stages), axis=1))
             else:
                 multi = spec.kind == "multi"
                 parts.append(encoder.pool(values) if multi else encoder(values))
-        for name in histories:
+        if histories:
             assert self.history_table is not None  # for the type checker
-            parts.append(self.history_table.pool(inputs[name]))
-        outputs = [tf.concat(columns, axis=1) for columns in zip(*parts, strict=True)]
+            lists = tf.concat([inputs[name] for name in histories], axis=0)
+            parts += tf.split(self.history_table.pool(lists), len(histories))
+        outputs = self._passes(parts)
         for layer in self.layers:
             outputs = layer(outputs)
         return outputs
 
-
-def _shared(function: Callable[[tf.Tensor], tf.Tensor], values: Passes) -> Passes:
-    """Applies a function once per distinct tensor; unmasked passes share one."""
-    results: dict[int, tf.Tensor] = {}
-    for value in values:
-        if id(value) not in results:
-            results[id(value)] = function(value)
-    return [results[id(value)] for value in values]
+    def _passes(self, parts: list[tf.Tensor]) -> Passes:
+        """Concatenates the encodings of every pass; equal passes are one tensor."""
+        passes = max(part.shape[1] for part in parts)
+        whole = [
+            part if part.shape[1] == passes else tf.repeat(part, passes, axis=1)
+            for part in parts
+        ]
+        encodings = tf.unstack(tf.concat(whole, axis=2), axis=1)
+        return encodings * (self._stages // passes)

@@ -74,10 +74,9 @@ class ItemTable(tf.Module):
     def __init__(self, items: EntityTable) -> None:
         super().__init__()
         self._trained = items.trained
-        self.ids = tf.Variable(
-            tf.constant([str(name) for name in items.ids], tf.string), trainable=False
-        )
         keys = [str(name) for name in items.ids]
+        # The first is the name of `ABSENT`.
+        self.ids = tf.Variable(tf.constant(["", *keys], tf.string), trainable=False)
         self.table = string_table(keys, np.arange(items.size), ABSENT)
 
     def positions(self, ids: tf.Tensor) -> tf.Tensor:
@@ -92,8 +91,7 @@ class ItemTable(tf.Module):
 
     def names(self, positions: tf.Tensor) -> tf.Tensor:
         """Returns item ids, string; "" for `ABSENT`."""
-        ids = tf.gather(self.ids, tf.maximum(positions, 0))
-        return tf.where(positions == ABSENT, "", ids)
+        return tf.gather(self.ids, positions - ABSENT)
 
 
 class Features(tf.Module):
@@ -178,16 +176,30 @@ class QueryRawInputs(tf.Module):
         return {QUERY_ID: {"kind": "id"}} | histories | self.features.describe()
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Encodes raw values; histories are given oldest first, as a log is."""
+        """Encodes raw values; histories are given oldest first, as a log is.
+
+        Encoded histories are of one length, padded with `PADDING`.
+        """
         inputs = {QUERY_ID: tf.cast(self.users.lookup(raw[QUERY_ID]), tf.int32)}
-        for name in self._histories:
-            rows = self.items.rows(raw[name], PADDING)
-            known = tf.cast(tf.not_equal(rows, PADDING), tf.int32)
-            # From the newest back. The order is kept as it is in training: sums of
-            # the same numbers in another order are not bit-equal.
-            recent = tf.cumsum(known, axis=1, reverse=True) <= self._length
-            inputs[name] = tf.where(recent, rows, PADDING)
+        if self._histories:
+            histories = [raw[name] for name in self._histories]
+            inputs |= zip(self._histories, self._encode(histories), strict=True)
         return inputs | self.features(raw)
+
+    def _encode(self, histories: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Encodes all histories at once: a request is mostly small operations."""
+        lengths = [tf.shape(history)[1] for history in histories]
+        longest = tf.reduce_max(tf.stack(lengths))
+        padded = [
+            tf.pad(history, [[0, 0], [0, longest - length]], constant_values="")
+            for history, length in zip(histories, lengths, strict=True)
+        ]
+        rows = self.items.rows(tf.stack(padded), PADDING)  # [H, B, longest]
+        known = tf.cast(tf.not_equal(rows, PADDING), tf.int32)
+        # From the newest back. The order is kept as it is in training: sums of the
+        # same numbers in another order are not bit-equal.
+        recent = tf.cumsum(known, axis=2, reverse=True) <= self._length
+        return tf.unstack(tf.where(recent, rows, PADDING))
 
 
 class CandidateRawInputs(tf.Module):

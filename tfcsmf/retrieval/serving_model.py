@@ -129,13 +129,19 @@ class ServingModel(tf.Module):
             scores, positions = self.index.search(fused, k)
         else:
             excluded = self.item_table.positions(exclude_item_ids)
-            count = tf.minimum(k + tf.shape(excluded)[1], self.index.size)
-            scores, positions = self.index.search(fused, count)
-            scores, positions = drop_excluded(scores, positions, excluded, k)
+            # Padding costs nothing: mostly, there is nothing to exclude.
+            given = tf.reduce_sum(tf.cast(excluded != ABSENT, tf.int32), axis=1)
+            most = tf.maximum(tf.reduce_max(given), 0)  # an empty batch has the lowest
+            count = tf.minimum(k + most, self.index.size)
+            found = self.index.search(fused, count)
+            scores, positions = tf.cond(
+                most > 0, lambda: drop_excluded(*found, excluded, k), lambda: found
+            )
         found = positions != ABSENT
         vectors = self.index.take(positions)
         # [B, k, d] x [B, S, d] -> [B, k, S]
-        by_objective = tf.matmul(vectors, queries, transpose_b=True) / self.scales
+        scaled = tf.transpose(queries / self.scales[:, tf.newaxis], [0, 2, 1])
+        by_objective = tf.matmul(vectors, scaled)
         return {
             "item_ids": self.item_table.names(positions),
             "scores": tf.where(found, scores, NO_SCORE),
