@@ -15,6 +15,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import tfcsmf  # noqa: E402, F401  (selects Keras 2 before any test meets TensorFlow)
 
+# No doctests in there; pytest would take each for another one's module of that name.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
