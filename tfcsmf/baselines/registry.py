@@ -68,6 +68,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "embeddings_frozen": ("towers.embedding_ownership=frozen",),
     "granularity_unit": ("towers.granularity=unit",),
     "dimensions_by_weights": ("cascade.dimension_information=weights",),
+    "dimensions_unturned": ("cascade.dimension_information=scores",),
+    "histories_all": ("cascade.history_access=all",),
     "blocks_disjoint": ("cascade.blocks=disjoint",),
 }
 
