@@ -1,7 +1,7 @@
 # `make run` and `make test` work on a fresh machine: they create .venv themselves.
 #
 #   make run  [ARGS="--seed 1"]     the demo cascade on the built-in simulator
-#   make test [ARGS="-k simulator"] the quick tests and the doctests
+#   make test [ARGS="-k simulator"] the quick tests and the doctests, on two cores
 #   make bench                      all benchmarks, about 25 minutes on 2 quiet cores
 #   make bench ARGS=--quick         the same at tiny sizes, 2 minutes: do they run?
 #                                   Results: the screen and benchmarks/results/*.json;
@@ -54,7 +54,7 @@ run: $(STAMP)
 	$(BIN)/python pipelines/run_cascade.py --output saved_models/demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not network' --timeout 1800 $(ARGS)
