@@ -142,7 +142,7 @@ class StageConfig(_Section):
     # recovery does not bring back, and the later ones too (docs/results.md).
     tau: Share = 0.01
     # ... of embedding tables, if it differs, and of output dimensions: turned, these
-    # concentrate, and a share of .02 was nine of 64 at no cost.
+    # concentrate, and a share of .02 was nine of 64 on Taobao.
     embedding_tau: Share | None = None
     output_tau: Share | None = 0.02
     # The best of these epochs, or the pruned state, is kept.

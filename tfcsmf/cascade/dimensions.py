@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.model import CSMF
+from tfcsmf.data.prepared import Examples
 from tfcsmf.towers import FREE
 
+_QUERIES = 20_000  # training examples that dimensions are measured on
 _RIDGE = 1e-6  # share of the mean energy added, for dimensions nothing uses
 
 
@@ -98,3 +101,32 @@ def rotate_free_dimensions(
         value = kernel.numpy()
         value[:, free] = (value[:, free].astype(np.float64) @ turn).astype(np.float32)
         kernel.assign(value)
+
+
+def measure_dimensions(
+    encoder: Encoder, examples: Examples, stage: int, turn: bool
+) -> np.ndarray:
+    """Returns what each output dimension of the stage in training does, float [d].
+
+    Args:
+      encoder: of the model, with the stage in training.
+      examples: of the stage; some of them, evenly spread, are the queries.
+      stage: 0-based.
+      turn: turn the `FREE` dimensions into principal directions first.
+    """
+    size = len(examples.pairs)
+    some = np.unique(np.linspace(0, size - 1, _QUERIES).astype(np.int64))
+
+    def vectors() -> tuple[np.ndarray, np.ndarray]:
+        queries = encoder.query_vectors(
+            examples.pairs.users[some],
+            examples.history_end[some],
+            encoder.log.train_histories,
+            stage,
+            training=True,
+        )
+        return queries, encoder.training_candidates(stage)
+
+    if turn:
+        rotate_free_dimensions(encoder.model, *vectors())
+    return score_spread(*vectors())

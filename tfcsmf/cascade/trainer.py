@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tfcsmf.cascade import capacity
 from tfcsmf.cascade.checkpoints import CheckpointStore, SavePace
-from tfcsmf.cascade.dimensions import rotate_free_dimensions, score_spread
+from tfcsmf.cascade.dimensions import measure_dimensions
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.frozen import FrozenScores
 from tfcsmf.cascade.histories import open_histories
@@ -31,7 +31,6 @@ from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
 
-_MEASURED_QUERIES = 20_000  # examples that tell which output dimensions matter
 _REPORT_EVERY = 50  # steps between looks at the loss, which wait for the device
 
 
@@ -314,7 +313,12 @@ class CascadeTrainer:
             importance = step.fisher(batches.dataset(1.0, 2, 0, 50))
         dimensions = None
         if cascade.dimension_information != "weights" and importance is None:
-            dimensions = self._dimensions(batches, stage)
+            dimensions = measure_dimensions(
+                self.encoder,
+                batches.examples,
+                stage,
+                turn=cascade.dimension_information == "principal",
+            )
         if settings.freed == "keep":
             self.state.before_pruning = capacity.snapshot(self.model)
         shares = cascade.freed_share
@@ -338,29 +342,6 @@ class CascadeTrainer:
             importance,
             dimensions,
         )
-
-    def _dimensions(self, batches: StageBatches, stage: int) -> np.ndarray:
-        """Measures output dimensions on training examples, after turning them."""
-        if self.config.cascade.dimension_information == "principal":
-            vectors = self._training_vectors(batches, stage)
-            rotate_free_dimensions(self.model, *vectors)
-        return score_spread(*self._training_vectors(batches, stage))
-
-    def _training_vectors(
-        self, batches: StageBatches, stage: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns vectors of some training examples' queries and of the catalogue."""
-        examples = batches.examples
-        size = len(examples.pairs)
-        some = np.unique(np.linspace(0, size - 1, _MEASURED_QUERIES).astype(np.int64))
-        queries = self.encoder.query_vectors(
-            examples.pairs.users[some],
-            examples.history_end[some],
-            self.log.train_histories,
-            stage,
-            training=True,
-        )
-        return queries, self.encoder.training_candidates(stage)
 
     def _close(self, objective: str, batches: StageBatches) -> None:
         """Freezes the stage and reports it."""
