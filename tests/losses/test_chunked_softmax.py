@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfcsmf.losses import SampledSoftmax, adaptive_margin, chunked_softmax
 from tfcsmf.losses.chunked_softmax import _CHUNK_SCORES, _MIN_ROWS
 
-ROWS, COLUMNS, D = 150, 20_000, 5  # 64, 64 and 22 rows at a time
+ROWS, COLUMNS, D = 250, 20_000, 5  # 104, 104 and 42 rows at a time
 RNG = np.random.default_rng(0)
 QUERIES = tf.constant(RNG.normal(size=[ROWS, D]), tf.float32)
 CANDIDATES = tf.constant(RNG.normal(size=[COLUMNS, D]), tf.float32)
