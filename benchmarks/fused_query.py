@@ -36,6 +36,7 @@ from tfcsmf.data.inputs import history_name
 from tfcsmf.data.prepared import Csr, EntityTable, Histories, PreparedLog
 from tfcsmf.evaluation.topk import Catalogue
 from tfcsmf.retrieval.export import export
+from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import Index, build_index
 from tfcsmf.retrieval.serving_model import ServingModel
@@ -62,19 +63,26 @@ class MergedModel(tf.Module):
     """The alternative: an index per objective, and a merge.
 
     Args:
-      serving: its inputs, towers and scales are shared.
+      serving: its inputs and scales are shared.
+      towers: folded, with one pass each, one per objective.
       indexes: one per objective.
     """
 
-    def __init__(self, serving: ServingModel, indexes: Sequence[Index]) -> None:
+    def __init__(
+        self,
+        serving: ServingModel,
+        towers: Sequence[FoldedTower],
+        indexes: Sequence[Index],
+    ) -> None:
         super().__init__()
         self.serving = serving
+        self.towers = list(towers)
         self.indexes = list(indexes)
 
     def search(self, raw: Request, objective: int) -> dict[str, tf.Tensor]:
         """The k best of one objective; passes of the others are not computed."""
         serving = self.serving
-        query = serving.query_tower(serving.query_inputs(raw))[objective]
+        query = self.towers[objective](serving.query_inputs(raw))[0]
         _, positions = self.indexes[objective].search(query, serving.index.k)
         return {"positions": positions, "query": query}
 
@@ -219,6 +227,14 @@ class Setup:
             self.candidates, queries, type(self.config.retrieval)(**tree)
         )
 
+    def one_pass(self, objective: int) -> FoldedTower:
+        """The query tower of one objective, as its own model would have it."""
+        seen = self.model.block_owner.numpy() <= objective
+        history_table = FoldedTable(self.model.candidate_tower.id_table, [objective])
+        return FoldedTower(
+            self.model.query_tower, seen[np.newaxis], history_table, [objective]
+        )
+
     def models(
         self, kind: str, folder: Path
     ) -> tuple[dict[str, Signature], Any, float]:
@@ -236,6 +252,7 @@ class Setup:
         )
         merged = MergedModel(
             serving,
+            [self.one_pass(objective) for objective in range(len(OBJECTIVES))],
             [
                 self.index(kind, self.queries[:, objective : objective + 1])
                 for objective in range(len(OBJECTIVES))

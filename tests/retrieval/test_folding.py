@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs
+from tfcsmf.retrieval import folding
 from tfcsmf.retrieval.folding import FoldedDense, FoldedTable, FoldedTower
 from tfcsmf.towers import FREE, MaskedDense, MaskedEmbedding
 
@@ -12,28 +13,41 @@ def test_every_pass_of_a_dense_layer_gets_its_own_plain_kernel():
     layer.build(tf.TensorShape([None, 2]))
     layer.kernel.assign([[1.0, 2.0], [3.0, 0.0]])
     layer.kernel_owner.assign(np.int8([[0, 1], [1, FREE]]))
-    folded = FoldedDense(layer, 3)
-    assert folded.kernels[0].numpy().tolist() == [[1, 0], [0, 0]]
-    assert folded.kernels[1].numpy().tolist() == [[1, 2], [3, 0]]
-    assert folded.kernels[2] is folded.kernels[1]  # equal kernels are stored once
+    folded = FoldedDense(layer, range(3))
+    both = [[1, 2], [3, 0]]
+    assert folded.kernels.numpy().tolist() == [[[1, 0], [0, 0]], both, both]
     values = tf.constant([[1.0, -1.0]])
-    for stage, output in enumerate(folded([values] * 3)):
-        np.testing.assert_array_equal(output, layer(values, stage))
+    for given in (values[tf.newaxis], tf.stack([values] * 3)):
+        for stage, output in enumerate(folded(given)):
+            np.testing.assert_array_equal(output, layer(values, stage))
 
 
+def test_equal_passes_of_a_dense_layer_are_stored_and_computed_once():
+    layer = MaskedDense(2, "relu")
+    layer.build(tf.TensorShape([None, 2]))
+    folded = FoldedDense(layer, range(3))
+    layer.kernel_owner.assign(np.zeros((2, 2), np.int8))
+    owned = FoldedDense(layer, range(3))
+    for layer in (folded, owned):
+        assert layer.kernels.shape[0] == 1
+        assert layer(tf.ones([1, 5, 2])).shape == (1, 5, 2)
+
+
+@pytest.mark.parametrize("stacked_entries", [0, 1000])
 @pytest.mark.parametrize("ownership", ["entries", "columns", "frozen"])
-def test_a_table_answers_every_pass(ownership):
+def test_a_table_answers_every_pass(ownership, stacked_entries, monkeypatch):
+    monkeypatch.setattr(folding, "_STACKED_ENTRIES", stacked_entries)
     layer = MaskedEmbedding(9, 4, ownership)
     layer.build(None)
     rng = np.random.default_rng(0)
     layer.table_owner.assign(rng.integers(0, 3, layer.table_owner.shape).astype("i1"))
-    folded = FoldedTable(layer, 3)
+    folded = FoldedTable(layer, range(3))
     rows, lists = tf.constant([3, 8]), tf.constant([[0, 5, 5], [0, 0, 0]])
     for stage in range(3):
         looked_up, pooled = folded(rows), folded.pool(lists)
-        own = min(stage, looked_up.shape[1] - 1)  # a frozen table has one pass
-        np.testing.assert_array_equal(looked_up[:, own], layer(rows, stage))
-        np.testing.assert_array_equal(pooled[:, own], layer.pool(lists, stage))
+        own = min(stage, looked_up.shape[0] - 1)  # a frozen table has one pass
+        np.testing.assert_array_equal(looked_up[own], layer(rows, stage))
+        np.testing.assert_array_equal(pooled[own], layer.pool(lists, stage))
 
 
 def test_owners_are_stored_only_where_a_pass_needs_them():
@@ -43,9 +57,9 @@ def test_owners_are_stored_only_where_a_pass_needs_them():
     owner[:, 3] = FREE
     layer.table_owner.assign(owner)
     layer.table.assign(np.where(owner == FREE, 0, layer.table.numpy()))
-    folded = FoldedTable(layer, 2)
+    folded = FoldedTable(layer, range(2))
     assert folded.owner is None
-    assert folded(tf.constant([1, 2])).shape == (2, 1, 4)
+    assert folded(tf.constant([1, 2])).shape == (1, 2, 4)
     assert folded.table is layer.table  # not a copy
 
 

@@ -1,17 +1,19 @@
 """Towers with their masks folded away, for serving.
 
-Training keeps one network and masks it by pass. Serving runs every pass, so each
-pass of a dense layer gets a plain kernel of its own (S small copies). Tables are
-stored once, since S copies of them would multiply the size of the model: where a
-pass must not see later entries, the one-byte owners are gathered with the
-looked-up rows; where it uses all there is in the table, nothing is masked.
+Training keeps one network and masks it by pass. Serving runs every pass, all of them
+at once: a request is mostly small operations, and their number should not grow with the
+objectives. So the kernels of the passes of a dense layer are stacked (S small copies).
+So are small tables. Larger ones are stored once, since S copies would multiply the size
+of the model: where a pass must not see later entries, the one-byte owners are gathered
+with the looked-up rows; where it uses all there is in the table, nothing is masked.
 
-Results are the same numbers as the model's own passes.
+Passes are the first axis of all that flows through a folded tower, of size 1 as long as
+they are equal. Results are the same numbers as the model's own passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -20,78 +22,69 @@ from tfcsmf.data.rows import PADDING
 from tfcsmf.towers import MaskedDense, MaskedEmbedding, Tower
 
 Inputs = Mapping[str, tf.Tensor]
-Passes = list[tf.Tensor]  # one tensor per pass
+
+_STACKED_ENTRIES = 1 << 20  # of all passes of a table together, 4 MB
 
 
 class FoldedDense(tf.Module):
-    """A `MaskedDense` with one plain kernel per pass.
+    """A `MaskedDense` with the plain kernels of all passes.
 
     Args:
       layer: the trained layer.
-      stages: number of passes S.
+      passes: the stages whose passes are wanted, S of them.
       blocks: bool [S, units], output units each pass keeps; `None` keeps all.
     """
 
     def __init__(
-        self, layer: MaskedDense, stages: int, blocks: np.ndarray | None = None
+        self,
+        layer: MaskedDense,
+        passes: Sequence[int],
+        blocks: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        self.kernels: list[tf.Variable] = []
-        for stage in range(stages):
-            kernel = layer.kernel_of(stage).numpy()
-            if blocks is not None:
-                kernel = np.where(blocks[stage], kernel, np.float32(0))
-            previous = self.kernels[-1] if self.kernels else None
-            if previous is not None and np.array_equal(previous.numpy(), kernel):
-                self.kernels.append(previous)  # stored and computed once
-            else:
-                self.kernels.append(tf.Variable(kernel, trainable=False))
+        kernels = np.stack([layer.kernel_of(stage).numpy() for stage in passes])
+        if blocks is not None:
+            kernels = np.where(blocks[:, np.newaxis], kernels, np.float32(0))
+        if np.all(kernels == kernels[:1]):
+            kernels = kernels[:1]  # stored and computed once
+        self.kernels = tf.Variable(kernels, trainable=False)  # [P, inputs, units]
         self.bias = None
         if layer.use_bias:
             self.bias = tf.Variable(layer.bias.numpy(), trainable=False)
         self._activation = layer.activation
 
-    def __call__(self, inputs: Passes) -> Passes:
-        """Applies the layer pass by pass, [n, inputs] -> [n, units] each.
-
-        A product per pass, as the model has it: nothing promises that one of stacked
-        kernels rounds alike, and products are a small part of a request.
-        """
-        outputs: dict[tuple[int, int], tf.Tensor] = {}
-        keys = [
-            (id(values), id(kernel))
-            for values, kernel in zip(inputs, self.kernels, strict=True)
-        ]
-        for key, values, kernel in zip(keys, inputs, self.kernels, strict=True):
-            if key in outputs:
-                continue  # equal passes are computed once
-            values = tf.matmul(values, kernel)
-            if self.bias is not None:
-                values = tf.nn.bias_add(values, self.bias)
-            outputs[key] = self._activation(values)
-        return [outputs[key] for key in keys]
+    def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Applies the layer, [1 or S, n, inputs] -> [1 or S, n, units]."""
+        outputs = tf.matmul(inputs, self.kernels)
+        if self.bias is not None:
+            outputs = tf.nn.bias_add(outputs, self.bias)
+        return self._activation(outputs)
 
 
 class FoldedTable(tf.Module):
     """A `MaskedEmbedding` that looks rows up once for all passes.
 
-    The table is the layer's own variable, not a copy.
+    A table too large to be stacked is the layer's own variable, not a copy.
 
     Args:
       layer: the trained table.
-      stages: number of passes S.
+      passes: the stages whose passes are wanted, S of them.
     """
 
-    def __init__(self, layer: MaskedEmbedding, stages: int) -> None:
+    def __init__(self, layer: MaskedEmbedding, passes: Sequence[int]) -> None:
         super().__init__()
-        self.table = layer.table
         table, owner = layer.table.numpy(), layer.table_owner.numpy()
+        self._passes = np.array(passes, np.int8)[:, np.newaxis, np.newaxis]
         # Masks are needed only if a pass must not see an entry that is not zero.
-        hidden = [np.any((owner > stage) & (table != 0)) for stage in range(stages)]
+        masked = any(np.any((owner > stage) & (table != 0)) for stage in passes)
+        stacked = masked and table.size * len(passes) <= _STACKED_ENTRIES
         self._by_entry = layer.ownership == "entries"
         self._dimension = layer.dimension
-        self._stages = np.arange(stages, dtype=np.int8)[:, np.newaxis]  # [S, 1]
-        self.owner = layer.table_owner if any(hidden) else None
+        self.table = layer.table
+        if stacked:
+            used = np.where(owner <= self._passes, table, np.float32(0))
+            self.table = tf.Variable(used, trainable=False)  # [S, rows, dimension]
+        self.owner = layer.table_owner if masked and not stacked else None
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
         """Looks rows up for all passes at once.
@@ -100,14 +93,15 @@ class FoldedTable(tf.Module):
           rows: int [n].
 
         Returns:
-          float [n, S, dimension], or [n, 1, dimension] if all passes are equal.
+          float [S, n, dimension], or [1, n, dimension] if all passes are equal.
         """
-        values = tf.gather(self.table, rows)[:, tf.newaxis]
+        if len(self.table.shape) == 3:
+            return tf.gather(self.table, rows, axis=1)
+        values = tf.gather(self.table, rows)[tf.newaxis]
         if self.owner is None:
             return values
         owner = tf.gather(self.owner, rows) if self._by_entry else self.owner
-        used = owner[:, tf.newaxis] <= self._stages  # [n or 1, S, dimension]
-        return tf.where(used, values, 0.0)
+        return tf.where(owner <= self._passes, values, 0.0)
 
     def pool(self, rows: tf.Tensor) -> tf.Tensor:
         """Averages rows that are not `PADDING`, int [n, length], for every pass.
@@ -117,17 +111,18 @@ class FoldedTable(tf.Module):
         """
         present = tf.where(tf.not_equal(rows, PADDING))  # [m, 2]
         values = self(tf.gather_nd(rows, present))
-        passes = values.shape[1]
-        # As `MaskedEmbedding.pool` does it: another order is not bit-equal. Passes are
-        # averaged side by side.
-        values = tf.reshape(values, [-1, passes * self._dimension])
+        passes, size = values.shape[0], tf.shape(rows, tf.int64)[0]
+        # The lists of all passes one after the other.
+        lists = present[:, 0] + size * tf.range(passes, dtype=tf.int64)[:, tf.newaxis]
+        lists = tf.reshape(lists, [-1])
+        # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
         pooled = tf.sparse.segment_mean(
-            values,
-            tf.range(tf.shape(values)[0]),
-            present[:, 0],
-            num_segments=tf.shape(rows)[0],
+            tf.reshape(values, [-1, self._dimension]),
+            tf.range(tf.size(lists)),
+            lists,
+            num_segments=size * passes,
         )
-        return tf.reshape(pooled, [-1, passes, self._dimension])
+        return tf.reshape(pooled, [passes, -1, self._dimension])
 
 
 class FoldedTower(tf.Module):
@@ -136,7 +131,9 @@ class FoldedTower(tf.Module):
     Args:
       tower: the trained tower.
       blocks: bool [S, d], the output dimensions of each pass.
-      history_table: the folded item table, for a tower with histories.
+      history_table: the folded item table of the same passes, for a tower with
+        histories.
+      passes: the stages whose passes are wanted, S of them; default the first S.
     """
 
     def __init__(
@@ -144,52 +141,50 @@ class FoldedTower(tf.Module):
         tower: Tower,
         blocks: np.ndarray,
         history_table: FoldedTable | None = None,
+        passes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        stages = len(blocks)
+        passes = range(len(blocks)) if passes is None else passes
         self._names = (tower.id_name, tuple(tower.features), tuple(tower.histories))
-        self.id_table = FoldedTable(tower.id_table, stages)
+        self.id_table = FoldedTable(tower.id_table, passes)
         self.history_table = history_table
         self.encoders = [
-            FoldedDense(layer, stages)
+            FoldedDense(layer, passes)
             if isinstance(layer, MaskedDense)
-            else FoldedTable(layer, stages)
+            else FoldedTable(layer, passes)
             for layer in tower.encoders
         ]
-        self.layers = [FoldedDense(layer, stages) for layer in tower.hidden]
+        self.layers = [FoldedDense(layer, passes) for layer in tower.hidden]
         # It has neither bias nor activation, so zero columns give zeros.
-        self.layers.append(FoldedDense(tower.output_layer, stages, blocks))
-        self._stages = stages
+        self.layers.append(FoldedDense(tower.output_layer, passes, blocks))
 
-    def __call__(self, inputs: Inputs) -> Passes:
-        """Returns the vectors of every pass, S times float [n, d].
+    def __call__(self, inputs: Inputs) -> tf.Tensor:
+        """Returns the vectors of every pass, float [S, n, d].
 
         Histories should be padded to one length.
         """
         id_name, features, histories = self._names
-        parts = [self.id_table(inputs[id_name])]  # [n, 1 or S, width] each
+        parts = [self.id_table(inputs[id_name])]  # [1 or S, n, width] each
         for spec, encoder in zip(features, self.encoders, strict=True):
             values = inputs[spec.name]
             if isinstance(encoder, FoldedDense):
-                parts.append(tf.stack(encoder([values] * self._stages), axis=1))
+                parts.append(encoder(values[tf.newaxis]))
             else:
                 multi = spec.kind == "multi"
                 parts.append(encoder.pool(values) if multi else encoder(values))
         if histories:
             assert self.history_table is not None  # for the type checker
             lists = tf.concat([inputs[name] for name in histories], axis=0)
-            parts += tf.split(self.history_table.pool(lists), len(histories))
-        outputs = self._passes(parts)
+            pooled = self.history_table.pool(lists)
+            parts += tf.split(pooled, len(histories), axis=1)
+        passes = max(part.shape[0] for part in parts)
+        outputs = tf.concat(
+            [
+                part if part.shape[0] == passes else tf.repeat(part, passes, axis=0)
+                for part in parts
+            ],
+            axis=2,
+        )
         for layer in self.layers:
             outputs = layer(outputs)
         return outputs
-
-    def _passes(self, parts: list[tf.Tensor]) -> Passes:
-        """Concatenates the encodings of every pass; equal passes are one tensor."""
-        passes = max(part.shape[1] for part in parts)
-        whole = [
-            part if part.shape[1] == passes else tf.repeat(part, passes, axis=1)
-            for part in parts
-        ]
-        encodings = tf.unstack(tf.concat(whole, axis=2), axis=1)
-        return encodings * (self._stages // passes)

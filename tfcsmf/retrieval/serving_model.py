@@ -84,7 +84,7 @@ class ServingModel(tf.Module):
 
     def query_vectors(self, raw: Raw) -> tf.Tensor:
         """Returns u^(o) of every objective, not yet scaled, float [B, S, d]."""
-        return tf.stack(self.query_tower(self.query_inputs(raw)), axis=1)
+        return tf.transpose(self.query_tower(self.query_inputs(raw)), [1, 0, 2])
 
     def embed_query(self, raw: Raw) -> dict[str, tf.Tensor]:
         """Returns the query vectors fused with the default weights, [B, d]."""
@@ -101,7 +101,8 @@ class ServingModel(tf.Module):
 
     def embed_candidate(self, raw: Raw) -> dict[str, tf.Tensor]:
         """Returns candidate vectors, all blocks, [B, d]."""
-        return {"vectors": tf.add_n(self.candidate_tower(self.candidate_inputs(raw)))}
+        vectors = self.candidate_tower(self.candidate_inputs(raw))
+        return {"vectors": tf.reduce_sum(vectors, axis=0)}
 
     def retrieve(
         self, raw: Raw, weights: tf.Tensor, exclude_item_ids: tf.Tensor | None = None
