@@ -1,7 +1,7 @@
 """How cost grows with the catalogue, the number of objectives and the batch.
 
     python benchmarks/scale.py [--parts catalogue objectives batch] [--quick]
-    python benchmarks/scale.py --figures docs     draws the results, measures nothing
+    python benchmarks/scale_figures.py --help     draws the results
 
 catalogue: the table of candidates with its owners and Adam's slots; encoding the
     catalogue (three passes, one per objective); both indexes. Each of these is a
@@ -25,19 +25,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import _harness as harness  # isort: skip  (selects Keras 2 before TensorFlow)
 
 import fused_query
-import matplotlib as mpl
 import numpy as np
 import tensorflow as tf
 import training
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from scale_figures import CASCADE, ENCODE, MEASURED_K, OURS, QUERY, STAGE, STOCK, TABLE
 
 from tfcsmf.cascade.model import CSMF, build_model
 from tfcsmf.cascade.trainer import CascadeTrainer
@@ -45,7 +42,6 @@ from tfcsmf.config import Config, RetrievalConfig
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.rows import NUM_RESERVED
-from tfcsmf.evaluation import figures as house
 from tfcsmf.evaluation.protocols import evaluate
 from tfcsmf.evaluation.ranker import VectorRanker
 from tfcsmf.evaluation.topk import Catalogue
@@ -58,7 +54,6 @@ from tfcsmf.towers import MaskedEmbedding
 
 SIZES = {
     "parts": ["catalogue", "objectives", "batch"],
-    "figures": "",
     "repeats": 3,
     # catalogue
     "items": [10_000, 100_000, 1_000_000],
@@ -102,7 +97,6 @@ HELD_OUT = 200  # of the queries: not for calibration
 ENCODED = 4096  # candidates per call, as `Encoder`
 FILLED = 2**18  # table rows drawn at once
 ADAM_BYTES = 4 + 1 + 2 * 4  # per entry: weight, owner, two moments
-MEASURED_K = 50  # of the recalls of the objectives
 
 Result = dict[str, Any]
 
@@ -523,9 +517,6 @@ def by_batch(report: harness.Report, options: argparse.Namespace) -> None:
                 )
 
 
-TABLE, ENCODE = "table: weights, owners, Adam", "encode, 3 passes"
-STAGE, CASCADE, QUERY = "train one objective", "train all", "fused query"
-OURS, STOCK = "tfcsmf, stage 1", "stock TFRS"
 BUILDS: dict[str, Callable[..., training.Run]] = {
     OURS: training.ours,
     STOCK: training.stock,
@@ -543,172 +534,11 @@ PARTS: dict[str, Callable[[harness.Report, argparse.Namespace], None]] = {
 }
 
 
-# Figures.
-
-
-class Results:
-    """The lines of a results file."""
-
-    def __init__(self, path: Path) -> None:
-        self.lines = json.loads(path.read_text(encoding="utf-8"))["results"]
-
-    def points(
-        self, system: str, x: str, y: str = "median", **setting: Any
-    ) -> list[tuple[float, float]]:
-        """(x, y) of the lines with this setting, in order of x."""
-        return sorted(
-            (line["setting"][x], line[y])
-            for line in self.lines
-            if line["system"] == system
-            and line.get(y) is not None
-            and setting.items() <= line["setting"].items()
-        )
-
-    def settings(self, system: str, name: str) -> list[Any]:
-        """Values of a setting in the lines of a system, in order of appearance."""
-        lines = (line for line in self.lines if line["system"] == system)
-        return list(dict.fromkeys(line["setting"][name] for line in lines))
-
-
-Curves = dict[str, list[tuple[float, float]]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves by name; `log` names the axes that are logarithmic."""
-
-    title: str
-    label: str
-    curves: Curves
-    log: str = ""
-
-
-def draw_figures(source: Path, folder: Path) -> list[Path]:
-    """Draws what a results file has of each part; returns the figures' paths."""
-    results = Results(source)
-    written = []
-    for name, make in FIGURES.items():
-        panels = [panel for panel in make(results) if any(panel.curves.values())]
-        if not panels:
-            continue
-        path = folder / f"scale_{name}.svg"
-        style = house.theme_style("light") | {"svg.hashsalt": name}
-        with mpl.rc_context(style):
-            size = (3.9 * len(panels), 4.1)
-            figure = Figure(figsize=size, layout="constrained")
-            every = figure.subplots(1, len(panels), squeeze=False)[0]
-            for axes, panel in zip(every, panels, strict=True):
-                draw_panel(axes, panel)
-            # No date: the same numbers then give the same bytes.
-            figure.savefig(path, format="svg", metadata={"Date": None})
-        written.append(path)
-    return written
-
-
-def draw_panel(axes: Axes, panel: Panel) -> None:
-    drawn = {name: curve for name, curve in panel.curves.items() if curve}
-    for number, (name, curve) in enumerate(drawn.items()):
-        x, y = zip(*curve, strict=True)
-        marker = house.MARKERS[number % len(house.MARKERS)]
-        # A second round of the colours is dashed.
-        line = "-" if number < len(house.MARKERS) else "--"
-        colour = house.theme_colour("light", number)
-        axes.plot(x, y, line, marker=marker, color=colour, markersize=5, label=name)
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.label)
-    axes.set_xscale("log" if "x" in panel.log else "linear")
-    axes.set_yscale("log" if "y" in panel.log else "linear")
-    if "y" not in panel.log:
-        axes.set_ylim(bottom=0)
-    if panel.label != "items":  # few and small numbers: all of them
-        ticks = sorted({x for curve in drawn.values() for x, _ in curve})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
-    if len(drawn) > 1:
-        columns = 2 if len(drawn) > 4 else 1
-        axes.legend(frameon=False, fontsize=8.5, ncols=columns)
-
-
-def catalogue_panels(results: Results) -> list[Panel]:
-    kinds = {"exact": "exact", "ScaNN": "scann"}
-    build = {kind: results.points(f"{kind}: build", "items") for kind in kinds.values()}
-    peak = "peak_memory_gib"
-    memory = {
-        "table, weights + owners + Adam": results.points(TABLE, "items"),
-        "peak, encoding": results.points(ENCODE, "items", peak),
-    } | {
-        f"peak, {shown} index": results.points(f"{kind}: build", "items", peak)
-        for shown, kind in kinds.items()
-    }
-    seconds = {"encode": results.points(ENCODE, "items", "encode_s")} | {
-        f"build {shown}": build[kind] for shown, kind in kinds.items()
-    }
-    queries = {
-        f"{shown}, batch {batch}": results.points(
-            f"{kind}: query", "items", batch=batch
-        )
-        for shown, kind in kinds.items()
-        for batch in results.settings(f"{kind}: query", "batch")
-    }
-    return [
-        Panel("memory (GiB)", "items", memory, "xy"),
-        Panel("time to prepare (s)", "items", seconds, "xy"),
-        Panel("time of a request (ms, p50)", "items", queries, "xy"),
-    ]
-
-
-def objectives_panels(results: Results) -> list[Panel]:
-    recalls = {
-        name.replace("_", " "): results.points(
-            STAGE, "objectives", "test_recall", objective=name
-        )
-        for name in results.settings(STAGE, "objective")
-    }
-    times = {"all": results.points(CASCADE, "objectives")}
-    queries = {
-        f"batch {batch}": results.points(QUERY, "objectives", batch=batch)
-        for batch in results.settings(QUERY, "batch")
-    }
-    return [
-        Panel(f"test recall@{MEASURED_K} by objective", "objectives", recalls),
-        Panel("training time, all (s)", "objectives", times),
-        Panel("fused query (ms, p50)", "objectives", queries),
-    ]
-
-
-def batch_panels(results: Results) -> list[Panel]:
-    def curves(y: str) -> Curves:
-        return {
-            f"{system}, {optimizer}": results.points(
-                system, "batch", y, optimizer=optimizer
-            )
-            for system in BUILDS
-            for optimizer in results.settings(system, "optimizer")
-        }
-
-    rates, peaks = curves("median"), curves("peak_memory_gib")
-    return [
-        Panel("training, examples/s", "batch size", rates, "xy"),
-        Panel("peak memory (GiB)", "batch size", peaks, "x"),
-    ]
-
-
-FIGURES: dict[str, Callable[[Results], list[Panel]]] = {
-    "catalogue": catalogue_panels,
-    "objectives": objectives_panels,
-    "batch": batch_panels,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = harness.parse("scale", __doc__, argv, SIZES, QUICK)
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         sys.exit(f"--parts should be of {list(PARTS)}. Received: {sorted(unknown)}.")
-    if options.figures:
-        for path in draw_figures(Path(options.json), Path(options.figures)):
-            print(f"written: {path}")
-        return
     if options.child:
         return run_child(options)
     report = harness.Report(options)

@@ -8,7 +8,9 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = sorted(
-    path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if not path.stem.startswith("_") and not path.stem.endswith("_figures")
 )
 # Smaller still than --quick, without processes that import TensorFlow once more.
 SMALLER = {
@@ -121,13 +123,13 @@ def test_figures_show_the_parts_that_were_measured(load, tmp_path):
     ]
     source = tmp_path / "scale.json"
     source.write_text(json.dumps({"results": lines}))
-    argv = ["--json", str(source), "--figures", str(tmp_path)]
-    scale = load("scale")
-    scale.main(argv)
+    figures = load("scale_figures")
+    argv = [str(source), "--folder", str(tmp_path)]
+    figures.main(argv)
     (figure,) = tmp_path.glob("*.svg")
     assert figure.name == "scale_batch.svg"
     first = figure.read_bytes()
-    scale.main(argv)
+    figures.main(argv)
     assert figure.read_bytes() == first
-    points = scale.Results(source).points("stock TFRS", "batch", optimizer="adam")
+    points = figures.Results([source]).points("stock TFRS", "batch", optimizer="adam")
     assert points == [(512, 1e6 / 512), (1024, 1e6 / 1024)]
