@@ -47,7 +47,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tfcsmf", "tfcsmf.*"]),
-    package_data={"tfcsmf": ["py.typed"], "tfcsmf.evaluation": ["*.html.j2"]},
+    package_data={
+        "tfcsmf": ["py.typed"],
+        "tfcsmf.evaluation": ["*.html.j2"],
+        "tfcsmf.serving": ["deploy/*"],
+    },
     install_requires=_requirements(),
     extras_require={"test": TEST, "dev": DEV},
     classifiers=[
