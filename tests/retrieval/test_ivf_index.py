@@ -98,6 +98,14 @@ def test_what_is_missing_is_marked():
     assert found[0][0] == 2 and (found == -1).any()
 
 
+def test_no_request_reads_the_whole_catalogue(index):
+    """Reading a variable that is gathered from, instead of gathering, copies it."""
+    spec = tf.TensorSpec([None], tf.int32)
+    take = tf.function(index.take, autograph=False).get_concrete_function(spec)
+    used = {node.op for node in take.graph.as_graph_def().node}
+    assert "ResourceGather" in used and "ReadVariableOp" not in used
+
+
 def test_negative_scores_are_found_before_empty_places():
     candidates = -np.abs(catalogue(300)) - 1
     index = IvfIndex(candidates, k=5, probes=3)

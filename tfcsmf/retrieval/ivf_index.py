@@ -101,6 +101,12 @@ class IvfIndex(ApproximateIndex):
         """Returns the candidate vectors; see `Index.vectors`."""
         return tf.convert_to_tensor(self._vectors)
 
+    def take(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the vectors at some positions; see `Index.take`."""
+        # From the variable: once a variable has been gathered from, which `search`
+        # does, TensorFlow copies the whole of it whenever it is read.
+        return tf.gather(self._vectors, tf.maximum(positions, 0))
+
     def search(
         self, queries: tf.Tensor, count: tf.Tensor | int
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -147,8 +153,7 @@ class IvfIndex(ApproximateIndex):
         positions: tf.Tensor,
         count: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        vectors = tf.gather(self._vectors, tf.maximum(positions, 0))  # [b, n, d]
-        products = tf.linalg.matvec(vectors, queries)
+        products = tf.linalg.matvec(self.take(positions), queries)  # [b, n]
         products = tf.where(positions == ABSENT, -np.inf, products)
         missing = tf.maximum(count - tf.shape(scores)[1], 0)
         padding = [[0, 0], [0, missing]]
