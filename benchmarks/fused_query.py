@@ -249,6 +249,7 @@ class Setup:
             self.scales,
             [1.0] * len(OBJECTIVES),
             self.config.data.history_length,
+            self.config.retrieval.max_k,
         )
         merged = MergedModel(
             serving,

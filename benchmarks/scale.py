@@ -388,6 +388,7 @@ class Level:
             scales,
             self.config.objective_weights(),
             self.config.data.history_length,
+            self.config.retrieval.max_k,
         )
         # Kept, or its variables would be gone.
         self.loaded = tf.saved_model.load(str(export(serving, folder)))

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         "named keep the default of the export, so not 0",
     )
     add(
-        "--k", type=int, help="number of items (default 10); at most that of the export"
+        "--k",
+        type=int,
+        help="number of items (default 10); at most retrieval.max_k of the export",
     )
     add("--exclude", metavar="i1,i2", help="item ids that must not be returned")
     add(
@@ -52,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="user feature, repeat the option for others; commas separate the values "
         "of one. Those left out are missing",
+    )
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME=a,b",
+        help="values of a categorical item attribute, items need one of them; repeat "
+        "the option for other attributes",
     )
     add("--debug", action="store_true", help="show stack traces of errors")
     return parser
@@ -74,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         min(10, model.k) if arguments.k is None else arguments.k,
         cli.split_names(arguments.exclude) or (),
         requests.parse_features(arguments.feature, model.description),
+        requests.parse_lists(arguments.filter, "--filter"),
     )
     print(requests.format_items(items, model.objectives))
     return 0

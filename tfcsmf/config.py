@@ -250,6 +250,8 @@ class RetrievalConfig(_Section):
     target_recall: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.95
     calibration_queries: Positive = 500
     k: Positive = 100
+    # Most results a request may ask for (`retrieve_filtered`).
+    max_k: Positive = 1000
     # Largest number of excluded items per query an index has to allow for.
     max_exclusions: NonNegative = 200
     # Default weight per objective; missing ones are 1.

@@ -28,7 +28,7 @@ def run_folder(tmp_path_factory):
         {
             "simulator": {"users": 200, "items": 50, "exposures_per_user": 30},
             "towers": {"dimension": 6, "embedding_dimension": 4, "hidden_units": [5]},
-            "retrieval": {"k": 20},
+            "retrieval": {"k": 20, "max_k": 40},
         }
     )
     log = prepare(config)
@@ -60,6 +60,21 @@ def test_it_prints_a_table(main, run_folder, capsys):
     assert first not in [line.split()[1] for line in others]
 
 
+def test_filters_and_another_k(main, run_folder, capsys):
+    arguments = ["--model", run_folder, "--k", "40"]
+    assert cli.run(main, arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 40
+    parts = []
+    for numbers in (range(6), range(6, 99)):
+        values = ",".join(f"category_{number}" for number in numbers)
+        assert cli.run(main, [*arguments, "--filter", f"category={values}"]) == 0
+        lines = capsys.readouterr().out.splitlines()[1:]
+        parts.append({line.split()[1] for line in lines})
+    assert all(parts) and not parts[0] & parts[1]
+    assert cli.run(main, [*arguments, "--filter", "category=none such"]) == 0
+    assert "No items are left" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -67,8 +82,10 @@ def test_it_prints_a_table(main, run_folder, capsys):
         (["--weights", "click"], "objective=number"),
         (["--history", "i1,i2"], "name=value"),
         (["--feature", "age"], "name=value"),
-        (["--k", "21"], "retrieval.k"),
-        (["--k", "0"], "Leave it out for all 20"),
+        (["--k", "41"], "retrieval.max_k"),
+        (["--filter", "category_1"], "--filter takes name=value"),
+        (["--filter", "categry=category_1"], "Did you mean 'category'"),
+        (["--k", "0"], "Leave it out for 20"),
         (["--version", "4"], "one of [1]"),
     ],
 )

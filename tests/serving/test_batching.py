@@ -114,6 +114,28 @@ def test_histories_of_our_exports_are_padded(export):
     assert sum(rows) == 3 and len(rows) < 3
 
 
+def test_filters_and_k_of_joined_requests_are_their_own(export):
+    batcher = Batcher(export, BatchingOptions(8, 0.3), paddable_inputs(export))
+    signature = export.signatures["retrieve_filtered"]
+    calls = []
+    for k, categories in ((2, [""]), (5, ["category_1", "category_2"]), (0, ["?"])):
+        inputs = {}
+        for name, info in signature.inputs.items():
+            text = info.dtype == tf.string.as_datatype_enum
+            kind, empty = (object, b"") if text else (np.float32, 1.0)
+            sizes = [dim.size for dim in info.tensor_shape.dim]
+            inputs[name] = np.full([max(size, 1) for size in sizes], empty, kind)
+        inputs["k"] = np.int32([k])
+        values = [[name.encode() for name in categories]]
+        inputs["filter_category"] = np.array(values, object)
+        calls.append(("retrieve_filtered", inputs))
+    answers = run_together(batcher, calls)
+    for call, answer in zip(calls, answers, strict=True):
+        alone = [name for name in predict(export, *call)[0]["item_ids"][0] if name]
+        assert [name for name in answer["item_ids"][0] if name] == alone
+    assert not any(answers[2]["item_ids"][0])
+
+
 def test_a_lonely_request_does_not_wait(mixed):
     batcher = Batcher(mixed, BatchingOptions(8, 5.0))
     began = time.perf_counter()

@@ -1,5 +1,6 @@
 """The client, over REST and gRPC, against real servers."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from tfcsmf.errors import ServingError
 from tfcsmf.retrieval.exported import ExportedModel
 from tfcsmf.serving import Client
 
+CATEGORIES = [f"category_{number}" for number in range(5)]
 HISTORIES = {"exposure": ["i1", "i2"], "click": ["i2"]}
 
 
@@ -30,6 +32,13 @@ def client(request, cascade):
         {},
         {"user_id": "u3", "histories": HISTORIES, "k": 4},
         {"weights": {"click": 0, "conversion": 3.5}, "exclude": ["i4", "i5"]},
+        {"user_id": "u3", "k": 30, "weights": {"click": 2}},
+        {
+            "filters": {"category": CATEGORIES},
+            "exclude": ["i4"],
+            "histories": HISTORIES,
+        },
+        {"filters": {"brand": ["none such"], "category": []}},
     ],
 )
 def test_rankings_are_those_of_the_exported_model(client, cascade_base, asked):
@@ -57,6 +66,8 @@ def test_excluding_the_best_moves_the_others_up(client):
         ({"histories": {"click": "i1"}}, "Put it into a list"),
         ({"features": {"agegroup": "x"}}, "query feature"),
         ({"k": 0}, "at least 1"),
+        ({"filters": {"categry": ["x"]}}, "Did you mean 'category'"),
+        ({"filters": {"category": "x"}}, "Put it into a list"),
     ],
 )
 def test_mistakes_are_explained(client, asked, text):
@@ -93,6 +104,18 @@ def test_refusals_have_a_code(running):
     with Client(running.url, "half") as client:
         with pytest.raises(ServingError, match=r"description=<version"):
             client.retrieve()
+
+
+def test_earlier_exports_say_what_to_do(cascade, cascade_base):
+    path = cascade_base / "1" / "assets.extra" / "cascade.json"
+    about = json.loads(path.read_text())
+    old = {n: v for n, v in about.items() if n not in ("max_k", "filters")}
+    with Client(cascade.url, description=old) as client:
+        assert len(client.retrieve()) == 10
+        with pytest.raises(ServingError, match="10 at most. Received: 11"):
+            client.retrieve(k=11)
+        with pytest.raises(ServingError, match="refresh_index"):
+            client.retrieve(filters={"category": ["x"]})
 
 
 def test_the_description_may_come_from_a_file(cascade, cascade_base):

@@ -75,7 +75,7 @@ def test_exports_have_a_warm_up_request_per_signature(cascade_base):
     for request in requests:
         signature = servable.signatures[request.model_spec.signature_name]
         assert set(request.inputs) == set(signature.inputs)
-    assert run_warmup(servable, folder) == len(names) == 5
+    assert run_warmup(servable, folder) == len(names) == 6
     servable.retire()
 
 

@@ -77,6 +77,12 @@ class ApproximateIndex(Index):
         return self._measured()
 
 
+def widened(setting: tf.Tensor | int, factor: tf.Tensor | float) -> tf.Tensor:
+    """Returns a search parameter times a factor, rounded up, int32."""
+    wide = tf.cast(setting, tf.float32) * tf.cast(factor, tf.float32)
+    return tf.cast(tf.math.ceil(wide), tf.int32)
+
+
 def random_fusions(query_vectors: np.ndarray, seed: int) -> np.ndarray:
     """Fuses each query with weights of its own, uniform on the simplex.
 

@@ -84,6 +84,7 @@ def build_serving_model(
         scales,
         config.objective_weights(),
         config.data.history_length,
+        config.retrieval.max_k,
         queries,
     )
 

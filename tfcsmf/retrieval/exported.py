@@ -80,8 +80,13 @@ class ExportedModel:
 
     @property
     def k(self) -> int:
-        """Most results a request can get."""
+        """Results of a request that does not say how many."""
         return int(self.description["k"])
+
+    @property
+    def max_k(self) -> int:
+        """Most results a request can get; earlier exports have one k."""
+        return int(self.description.get("max_k", self.k))
 
     def retrieve(
         self,
@@ -91,6 +96,7 @@ class ExportedModel:
         k: int | None = None,
         exclude: Sequence[str] = (),
         features: Mapping[str, Any] | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
     ) -> list[RetrievedItem]:
         """Ranks the catalogue for one query.
 
@@ -98,9 +104,11 @@ class ExportedModel:
           user_id: may be unknown.
           histories: item ids per event, oldest first; events left out are empty.
           weights: by objective; the others keep their default weight.
-          k: number of items, at most the exported k, which is the default.
+          k: number of items, at most `max_k`; default: the exported k.
           exclude: item ids that must not be returned.
           features: raw user features by name; those left out are missing.
+          filters: allowed values by categorical item attribute: an item needs one of
+            each. A value no item has lets none pass, an empty list all.
 
         Returns:
           At most k items, best first.
@@ -113,7 +121,12 @@ class ExportedModel:
         arguments = self._arguments(user_id, histories or {}, features or {})
         arguments["objective_weights"] = tf.constant([self._weights(weights or {})])
         arguments["exclude_item_ids"] = _strings(exclude)
-        answer = self.signatures["retrieve_weighted"](**arguments)
+        signature = "retrieve_weighted"
+        if filters or limit > self.k:
+            signature = "retrieve_filtered"
+            arguments |= self._filters(filters or {})
+            arguments["k"] = tf.constant([min(limit, self.max_k)])
+        answer = self.signatures[signature](**arguments)
         ids, scores = answer["item_ids"][0].numpy(), answer["scores"][0].numpy()
         by_objective = answer["objective_scores"][0].numpy()
         return [
@@ -131,15 +144,15 @@ class ExportedModel:
     def _check_k(self, k: int) -> int:
         if k < 1:
             raise ExportError(
-                f"k should be at least 1, and {self.k} at most. Received: {k}. Leave "
-                f"it out for all {self.k} results."
+                f"k should be at least 1, and {self.max_k} at most. Received: {k}. "
+                f"Leave it out for {self.k} results."
             )
-        # A smaller catalogue has nothing beyond its exported k anyway.
-        if k > self.k and self.k < self.description["catalogue"]:
+        # A smaller catalogue has nothing beyond it anyway.
+        if k > self.max_k and self.max_k < self.description["catalogue"]:
             raise ExportError(
-                f"k should be between 1 and {self.k}, the number of results the model "
-                f"was exported with. Received: {k}. Ask for fewer, or {_AGAIN} "
-                f"--set retrieval.k={k}."
+                f"k should be between 1 and {self.max_k}, the most results the model "
+                f"was exported for. Received: {k}. Ask for fewer, or {_AGAIN} "
+                f"--set retrieval.max_k={k}."
             )
         return k
 
@@ -154,6 +167,21 @@ class ExportedModel:
                 )
             values[position] = float(weight)
         return values
+
+    def _filters(self, filters: Mapping[str, Sequence[str]]) -> dict[str, tf.Tensor]:
+        known = self.description.get("filters")
+        if known is None:
+            raise ExportError(
+                "A model to filter should have the signature retrieve_filtered. "
+                f"Received: {str(self.path)!r}, exported before there was one. Give it "
+                "one with pipelines/refresh_index.py."
+            )
+        for name in filters:
+            _position(name, list(known), "attribute to filter by")
+        return {
+            about["argument"]: _strings(filters.get(name, ()))
+            for name, about in known.items()
+        }
 
     def _arguments(
         self,

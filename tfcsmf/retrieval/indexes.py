@@ -43,18 +43,25 @@ class Index(tf.Module):
     is_exact: bool
 
     def search(
-        self, queries: tf.Tensor, count: tf.Tensor | int
+        self,
+        queries: tf.Tensor,
+        count: tf.Tensor | int,
+        allowed: tf.Tensor | None = None,
+        widening: tf.Tensor | float = 1.0,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches for a batch of queries.
 
         Args:
           queries: float32 [B, d].
           count: results per query, <= C.
+          allowed: bool [C], the candidates that may be found; default all.
+          widening: an approximate index reads so many times what it was calibrated
+            to, >= 1; where one candidate of n is allowed, n.
 
         Returns:
           Inner products, float32 [B, count], best first, and positions, int32
-          [B, count]. Where an approximate index found fewer, the score is -inf and the
-          position `ABSENT`.
+          [B, count]. Where fewer are allowed, or an approximate index found fewer, the
+          score is -inf and the position `ABSENT`.
         """
         raise NotImplementedError
 
@@ -113,7 +120,11 @@ class ExactIndex(Index):
         return tf.transpose(found, tf.concat([tf.range(1, last + 1), [0]], axis=0))
 
     def search(
-        self, queries: tf.Tensor, count: tf.Tensor | int
+        self,
+        queries: tf.Tensor,
+        count: tf.Tensor | int,
+        allowed: tf.Tensor | None = None,
+        widening: tf.Tensor | float = 1.0,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches exhaustively; see `Index.search`.
 
@@ -121,15 +132,22 @@ class ExactIndex(Index):
         """
         count = tf.convert_to_tensor(count, tf.int32)
         groups = self._columns.shape[1] // GROUP
+        if allowed is not None:
+            allowed = tf.pad(allowed, [[0, -self.size % GROUP]])
 
         def search(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             products = tf.matmul(part, self._columns)  # [b, C and what fills up]
-            return tf.cond(
+            if allowed is not None:
+                products = tf.where(allowed, products, -np.inf)
+            scores, positions = tf.cond(
                 # Else sorting everything is as good. An empty batch has no groups.
                 (groups > 2 * count) & (tf.shape(part)[0] > 0),
                 lambda: self._best_of_groups(products, count),
                 lambda: _top_k(products[:, : self.size], count),
             )
+            if allowed is not None:
+                positions = tf.where(tf.equal(scores, -np.inf), ABSENT, positions)
+            return scores, positions
 
         return search_in_parts(search, queries, max(1, _SCORES // self.size))
 
@@ -139,6 +157,10 @@ class ExactIndex(Index):
         floor = tf.fill([tf.shape(products)[0], 1], np.float32(-np.inf))
         scores, positions = promising(products, floor, count)
         scores = tf.where(positions < self.size, scores, -np.inf)
+        # Groups without any allowed candidate are left out, maybe all but a few.
+        missing = tf.maximum(count - tf.shape(scores)[1], 0)
+        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=-np.inf)
+        positions = tf.pad(positions, [[0, 0], [0, missing]], constant_values=ABSENT)
         scores, order = tf.math.top_k(scores, count)
         return scores, tf.gather(positions, order, batch_dims=1)
 
@@ -189,7 +211,7 @@ def search_in_parts(
 
 
 def drop_excluded(
-    scores: tf.Tensor, positions: tf.Tensor, excluded: tf.Tensor, k: int
+    scores: tf.Tensor, positions: tf.Tensor, excluded: tf.Tensor, k: tf.Tensor | int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Takes the best k results that are not excluded.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.retrieval.approximate import ApproximateIndex, Setting
+from tfcsmf.retrieval.approximate import ApproximateIndex, Setting, widened
 from tfcsmf.retrieval.indexes import ABSENT, search_in_parts
 from tfcsmf.retrieval.partitions import Tiles, make_tiles
 
@@ -108,7 +108,11 @@ class IvfIndex(ApproximateIndex):
         return tf.gather(self._vectors, tf.maximum(positions, 0))
 
     def search(
-        self, queries: tf.Tensor, count: tf.Tensor | int
+        self,
+        queries: tf.Tensor,
+        count: tf.Tensor | int,
+        allowed: tf.Tensor | None = None,
+        widening: tf.Tensor | float = 1.0,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches the best tiles; see `Index.search`.
 
@@ -117,17 +121,21 @@ class IvfIndex(ApproximateIndex):
         count = tf.convert_to_tensor(count, tf.int32)
         # Tiles are half full at the least, but for those of the smallest clusters.
         probes = tf.maximum(self.probes, 2 * count // self.tile + 1)
-        probes = tf.minimum(probes, self.tiles)
+        probes = tf.minimum(widened(probes, widening), self.tiles)
         width = probes * self.tile * self._steps.shape[0]
 
         def search(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            scores, positions = self._scan(part, probes, count)
+            scores, positions = self._scan(part, probes, count, allowed)
             return self._score_again(part, scores, positions, count)
 
         return search_in_parts(search, queries, tf.maximum(_DECODED // width, 1))
 
     def _scan(
-        self, queries: tf.Tensor, probes: tf.Tensor, count: tf.Tensor
+        self,
+        queries: tf.Tensor,
+        probes: tf.Tensor,
+        count: tf.Tensor,
+        allowed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Chooses what is scored again by codes, positions int32 [b, n].
 
@@ -140,6 +148,9 @@ class IvfIndex(ApproximateIndex):
         codes = tf.reshape(codes, [*shape, self._steps.shape[0]])
         scores = tf.linalg.matvec(codes, queries * self._steps)  # [b, p * tile]
         slots = tf.reshape(tf.gather(self._slots, best), shape)
+        if allowed is not None:
+            passing = tf.gather(allowed, tf.maximum(slots, 0))
+            slots = tf.where(passing, slots, ABSENT)
         scores = tf.where(slots == ABSENT, -np.inf, scores)
         depth = tf.cast(tf.cast(count, tf.float32) * self.oversampling, tf.int32)
         depth = tf.minimum(tf.maximum(depth, count), shape[1])

@@ -20,7 +20,7 @@ from tfcsmf.data.rows import NUM_RESERVED, PADDING, UNKNOWN
 from tfcsmf.retrieval.indexes import ABSENT
 
 # Argument names that mean something else in a signature.
-RESERVED = ("objective_weights", "exclude_item_ids", "self", "training")
+RESERVED = ("objective_weights", "exclude_item_ids", "k", "self", "training")
 
 
 def argument_names(names: Sequence[str]) -> dict[str, str]:

@@ -28,9 +28,11 @@ from tfcsmf.errors import DataError, ExportError, nearest
 from tfcsmf.files import write_atomic
 from tfcsmf.retrieval.export import Exported, export
 from tfcsmf.retrieval.exported import QUERIES, ExportedModel
+from tfcsmf.retrieval.filters import ItemFilters
 from tfcsmf.retrieval.indexes import Index, build_index
 from tfcsmf.retrieval.raw_inputs import ItemTable
-from tfcsmf.retrieval.serving_model import ENCODING_PARTS, Raw, ServingModel
+from tfcsmf.retrieval.serving_model import ENCODING_PARTS, ServingModel
+from tfcsmf.retrieval.signatures import Raw
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 8192  # items embedded at once
@@ -45,13 +47,19 @@ class RefreshedModel(ServingModel):
 
     Args:
       model: the loaded export.
-      ids: item ids, strings [C].
+      items: the catalogue; `item_id` and the features of the model.
       index: of the catalogue in this order.
+      max_k: see `ServingModel`.
       queries: float32 [Q, S, d], see `ServingModel`.
     """
 
     def __init__(
-        self, model: ExportedModel, ids: np.ndarray, index: Index, queries: np.ndarray
+        self,
+        model: ExportedModel,
+        items: pl.DataFrame,
+        index: Index,
+        max_k: int,
+        queries: np.ndarray,
     ) -> None:
         tf.Module.__init__(self)
         # Saved signatures may only use what hangs on the model that is saved. The old
@@ -64,8 +72,15 @@ class RefreshedModel(ServingModel):
         self._embed = lambda: (embed_query, embed_candidate)
         self._description = lambda: description
         self._objectives = model.objectives
+        ids = items[CANDIDATE_ID].to_numpy()
         self.item_table = ItemTable(EntityTable(ids, 0, (), {}))
         self.index = index
+        inputs = description["candidate_inputs"].items()
+        names = [name for name, spec in inputs if spec["kind"] == "categorical"]
+        self.filters = ItemFilters.of_columns(
+            {name: items[name] for name in names}, items.height
+        )
+        self._max_k = max_k
         # Its query vectors are calibrated already.
         self.scales = tf.ones([len(model.objectives)])
         self.default_weights = tf.constant(description["default_weights"], tf.float32)
@@ -93,7 +108,9 @@ class RefreshedModel(ServingModel):
         """Returns the contents of `cascade.json`."""
         return self._description() | {
             "k": self.index.k,
+            "max_k": self.max_k,
             "catalogue": self.index.size,
+            "filters": self.describe_filters(),
             "index": self.index.describe(),
         }
 
@@ -112,8 +129,8 @@ def refresh_index(
       model_path: folder of a run or of versions, which gets one more.
       items: Parquet or CSV with all items to list and the model's item features; see
         `read_table`. Items it does not name are dropped.
-      settings: fields of `RetrievalConfig`; `k` and `target_recall` default to those of
-        the export.
+      settings: fields of `RetrievalConfig`; `k`, `max_k` and `target_recall` default to
+        those of the export.
       item_id: the id column.
       vectors_path: where ids and vectors go as Parquet, for other engines.
       seed: of the index.
@@ -129,7 +146,6 @@ def refresh_index(
     table = read_items(items, item_id, model.description["candidate_inputs"])
     _note_changes(model, table)
     vectors = embed_items(model, table)
-    ids = table[CANDIDATE_ID].to_numpy()
     if vectors_path is not None:
         write_vectors(vectors_path, table[CANDIDATE_ID], vectors)
     found = model.description["index"]
@@ -137,10 +153,13 @@ def refresh_index(
         "k": model.k,
         "target_recall": found.get("target_recall", RetrievalConfig().target_recall),
     }
+    # Else the catalogue was the limit, or it was exported before there was one.
+    if model.description.get("max_k", np.inf) < model.description["catalogue"]:
+        defaults["max_k"] = model.description["max_k"]
     retrieval = RetrievalConfig(**(defaults | dict(settings or {})))
     index = build_index(vectors, queries, retrieval, seed)
-    path = export(RefreshedModel(model, ids, index, queries), model.path.parent)
-    return Exported(path, index.describe())
+    refreshed = RefreshedModel(model, table, index, retrieval.max_k, queries)
+    return Exported(export(refreshed, model.path.parent), index.describe())
 
 
 def read_items(

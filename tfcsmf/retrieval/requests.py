@@ -97,7 +97,7 @@ def format_items(items: Sequence[RetrievedItem], objectives: Sequence[str]) -> s
          1  i7       1.5000  0.5000
     """
     if not items:
-        return "No items are left: the whole catalogue is excluded."
+        return "No items are left: all are excluded, or pass no filter."
     rows = [["rank", "item_id", "score", *objectives]]
     for rank, item in enumerate(items, start=1):
         scores = [item.score, *(item.objective_scores[name] for name in objectives)]

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.errors import ExportError
-from tfcsmf.retrieval.approximate import ApproximateIndex, Setting
+from tfcsmf.retrieval.approximate import ApproximateIndex, Setting, widened
 from tfcsmf.retrieval.indexes import ABSENT
 from tfcsmf.retrieval.scann_searcher import SearcherResource
 
@@ -54,23 +54,34 @@ class ScannIndex(ApproximateIndex):
         return tf.convert_to_tensor(self.searcher.dataset)  # kept for re-ranking
 
     def search(
-        self, queries: tf.Tensor, count: tf.Tensor | int
+        self,
+        queries: tf.Tensor,
+        count: tf.Tensor | int,
+        allowed: tf.Tensor | None = None,
+        widening: tf.Tensor | float = 1.0,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches approximately; see `Index.search`."""
         from scann.scann_ops.py import scann_ops
 
         searcher = scann_ops.ScannSearcher(self.resource.resource_handle)
+        leaves = tf.minimum(widened(self.leaves_to_search, widening), self.num_leaves)
+        fetch = tf.convert_to_tensor(count, tf.int32)
+        if allowed is not None:
+            # ScaNN cannot be told: twice as many as hold `count` of them on average.
+            fetch = tf.minimum(widened(2 * fetch, widening), self.size)
         # Fewer re-ranked candidates than results would cut the results.
-        reorder = tf.maximum(self.reorder, count)
-        found = searcher.search_batched_parallel(
-            queries, count, reorder, self.leaves_to_search
-        )
+        reorder = tf.maximum(self.reorder, fetch)
+        found = searcher.search_batched_parallel(queries, fetch, reorder, leaves)
         # ScaNN reports position 0 and NaN where the leaves held too few.
         absent = tf.math.is_nan(found.distances)
-        return (
-            tf.where(absent, -np.inf, found.distances),
-            tf.where(absent, ABSENT, found.indices),
-        )
+        if allowed is not None:
+            absent |= ~tf.gather(allowed, found.indices)
+        scores = tf.where(absent, -np.inf, found.distances)
+        positions = tf.where(absent, ABSENT, found.indices)
+        if allowed is None:
+            return scores, positions
+        scores, order = tf.math.top_k(scores, count)
+        return scores, tf.gather(positions, order, batch_dims=1)
 
     def settings(self, fetch: int) -> Iterator[Setting]:
         """Yields leaves and re-ranked candidates; see `ApproximateIndex.settings`."""

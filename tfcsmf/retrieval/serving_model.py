@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.retrieval.filters import ItemFilters, search_passing
 from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import ABSENT, Index, drop_excluded
@@ -20,6 +21,13 @@ from tfcsmf.retrieval.raw_inputs import (
     QueryRawInputs,
     argument_names,
 )
+from tfcsmf.retrieval.signatures import (
+    Raw,
+    checked_k,
+    checked_weights,
+    filter_name,
+    trace,
+)
 
 # The score of a place that no candidate is left for: JSON has no infinity.
 NO_SCORE = float(np.finfo(np.float32).min)
@@ -27,8 +35,7 @@ NO_SCORE = float(np.finfo(np.float32).min)
 # Attributes the embedding signatures need; `refreshed` takes them over by name.
 ENCODING_PARTS = ("query_inputs", "candidate_inputs", "query_tower", "candidate_tower")
 
-Raw = Mapping[str, tf.Tensor]
-Inputs = dict[str, dict[str, Any]]
+Found = tuple[tf.Tensor, tf.Tensor]  # scores and positions, [B, k]
 
 
 class ServingModel(tf.Module):
@@ -45,6 +52,7 @@ class ServingModel(tf.Module):
       scales: float [S], see `objective_scales`.
       weights: float [S], used where a request gives none.
       history_length: known items kept per history.
+      max_k: most results a request may ask for, where the catalogue has as many.
       calibration_queries: float32 [Q, S, d], divided by the scales; kept beside the
         model, so that its index can be built again for other items.
     """
@@ -57,6 +65,7 @@ class ServingModel(tf.Module):
         scales: np.ndarray,
         weights: Sequence[float],
         history_length: int,
+        max_k: int,
         calibration_queries: np.ndarray | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +88,8 @@ class ServingModel(tf.Module):
         self._objectives = tuple(log.objectives)
         self._blocks = [int(count) for count in own.sum(axis=1)]
         self._history_length = history_length
+        self.filters = ItemFilters.of_table(log.items)
+        self._max_k = max_k
         # A function: TensorFlow would track and save the array.
         self.calibration_queries = lambda: calibration_queries
 
@@ -120,24 +131,117 @@ class ServingModel(tf.Module):
           `weights` is the score. Where fewer than k candidates are left: "",
           the lowest float, and zeros.
         """
+        k = self.index.k
+
+        def search(fused: tf.Tensor) -> Found:
+            if exclude_item_ids is None:
+                return self.index.search(fused, k)
+            excluded = self.item_table.positions(exclude_item_ids)
+            return self._search(fused, excluded, k)
+
+        return self._answer(raw, weights, search)
+
+    def retrieve_filtered(
+        self,
+        raw: Raw,
+        weights: tf.Tensor,
+        exclude_item_ids: tf.Tensor,
+        k: tf.Tensor,
+        chosen: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        """Finds the best of the candidates that pass a filter.
+
+        Args:
+          raw: query inputs by name.
+          weights: float [B, S].
+          exclude_item_ids: string [B, E], padded with "".
+          k: int32 [B], results per query; 0 for those of the export. The answer is as
+            wide as the largest; shorter ones end with empty places.
+          chosen: allowed values by attribute, string [B, any], padded with ""; a
+            candidate passes if it has one of them, of every attribute that is given.
+
+        Returns:
+          See `retrieve`.
+        """
+        limits = tf.where(tf.equal(k, 0), self.index.k, k)  # [B]
+        most = tf.maximum(tf.reduce_max(limits), 1)  # an empty batch has the lowest
+        excluded = self.item_table.positions(exclude_item_ids)
+        codes = self.filters.codes(chosen)
+
+        def search(fused: tf.Tensor) -> Found:
+            def filtered() -> Found:
+                return self._search_passing(fused, excluded, codes, most)
+
+            def unfiltered() -> Found:
+                # Calibrated to fewer results, it reads as much more.
+                wide = tf.maximum(tf.cast(most / self.index.k, tf.float32), 1.0)
+                return self._search(fused, excluded, most, wide)
+
+            used = [tf.reduce_any(own != 0) for own in codes]
+            if not used:
+                return unfiltered()
+            return tf.cond(tf.reduce_any(tf.stack(used)), filtered, unfiltered)
+
+        def limited(fused: tf.Tensor) -> Found:
+            scores, positions = search(fused)
+            places = tf.range(tf.shape(positions)[1])
+            return scores, tf.where(places < limits[:, tf.newaxis], positions, ABSENT)
+
+        return self._answer(raw, weights, limited)
+
+    def _search(
+        self,
+        fused: tf.Tensor,
+        excluded: tf.Tensor,
+        k: tf.Tensor | int,
+        widening: tf.Tensor | float = 1.0,
+    ) -> Found:
+        """Searches past what is excluded, positions int32 [B, E]."""
+        # Padding costs nothing: mostly, there is nothing to exclude.
+        given = tf.reduce_sum(tf.cast(excluded != ABSENT, tf.int32), axis=1)
+        most = tf.maximum(tf.reduce_max(given), 0)  # an empty batch has the lowest
+        count = tf.minimum(k + most, self.index.size)
+        found = self.index.search(fused, count, None, widening)
+        return tf.cond(
+            most > 0, lambda: drop_excluded(*found, excluded, k), lambda: found
+        )
+
+    def _search_passing(
+        self,
+        fused: tf.Tensor,
+        excluded: tf.Tensor,
+        codes: Sequence[tf.Tensor],
+        k: tf.Tensor,
+    ) -> Found:
+        """Searches row by row, for each has a filter of its own."""
+
+        def search(row: tuple[tf.Tensor, ...]) -> Found:
+            query, out, *own = row
+            passing = self.filters.passing(own)
+            out = tf.boolean_mask(out, out != ABSENT)[:, tf.newaxis]
+            none = tf.zeros_like(out[:, 0], tf.bool)
+            passing = tf.tensor_scatter_nd_update(passing, out, none)
+            return search_passing(self.index, query, passing, k)
+
+        return tf.map_fn(
+            search,
+            (fused, excluded, *codes),
+            fn_output_signature=(
+                tf.TensorSpec([None], tf.float32),
+                tf.TensorSpec([None], tf.int32),
+            ),
+            parallel_iterations=1,  # memory
+        )
+
+    def _answer(
+        self, raw: Raw, weights: tf.Tensor, search: Callable[[tf.Tensor], Found]
+    ) -> dict[str, tf.Tensor]:
+        """Fuses, searches and scores by objective; see `retrieve`."""
         weights = tf.debugging.check_numerics(
             weights, "objective_weights should be finite numbers"
         )
         queries = self.query_vectors(raw)
-        fused = fuse(queries, weights, self.scales)
-        k = self.index.k
-        if exclude_item_ids is None:
-            scores, positions = self.index.search(fused, k)
-        else:
-            excluded = self.item_table.positions(exclude_item_ids)
-            # Padding costs nothing: mostly, there is nothing to exclude.
-            given = tf.reduce_sum(tf.cast(excluded != ABSENT, tf.int32), axis=1)
-            most = tf.maximum(tf.reduce_max(given), 0)  # an empty batch has the lowest
-            count = tf.minimum(k + most, self.index.size)
-            found = self.index.search(fused, count)
-            scores, positions = tf.cond(
-                most > 0, lambda: drop_excluded(*found, excluded, k), lambda: found
-            )
+        scores, positions = search(fuse(queries, weights, self.scales))
         found = positions != ABSENT
         vectors = self.index.take(positions)
         # [B, k, d] x [B, S, d] -> [B, k, S]
@@ -156,6 +260,8 @@ class ServingModel(tf.Module):
           `objective_scores`;
         - `retrieve_weighted`: those and `objective_weights` float [B, S] (another
           shape is an error), `exclude_item_ids` string [B, E];
+        - `retrieve_filtered`: those, `k` int32 [B], and `filter_<attribute>` string
+          [B, any] of every categorical item attribute, see there;
         - `embed_query`, `embed_candidate`: `vectors` float [B, d];
         - `embed_query_objectives`: `vectors` float [B, S, d].
 
@@ -166,6 +272,10 @@ class ServingModel(tf.Module):
         are changed by `argument_names`.
         """
         query, candidate = self.query_specs(), self.candidate_specs()
+        filters = {
+            filter_name(name): tf.TensorSpec([None, None], tf.string)
+            for name in self.filters.names
+        }
         objectives = len(self._objectives)
         request = {
             "objective_weights": tf.TensorSpec([None, objectives], tf.float32),
@@ -174,17 +284,31 @@ class ServingModel(tf.Module):
 
         def weighted(raw: Raw) -> dict[str, tf.Tensor]:
             batch = tf.shape(raw[QUERY_ID])[0]
-            weights = _checked_weights(raw["objective_weights"], batch, objectives)
+            weights = checked_weights(raw["objective_weights"], batch, objectives)
             return self.retrieve(raw, weights, raw["exclude_item_ids"])
 
+        def filtered(raw: Raw) -> dict[str, tf.Tensor]:
+            batch = tf.shape(raw[QUERY_ID])[0]
+            weights = checked_weights(raw["objective_weights"], batch, objectives)
+            k = checked_k(raw["k"], batch, self.max_k)
+            chosen = {name: raw[filter_name(name)] for name in self.filters.names}
+            return self.retrieve_filtered(
+                raw, weights, raw["exclude_item_ids"], k, chosen
+            )
+
         return {
-            "serving_default": _signature(
+            "serving_default": trace(
                 lambda raw: self.retrieve(raw, self.default_weights), query
             ),
-            "retrieve_weighted": _signature(weighted, query, request),
-            "embed_query": _signature(self.embed_query, query),
-            "embed_query_objectives": _signature(self.embed_objectives, query),
-            "embed_candidate": _signature(self.embed_candidate, candidate),
+            "retrieve_weighted": trace(weighted, query, request),
+            "retrieve_filtered": trace(
+                filtered,
+                query | filters,
+                request | {"k": tf.TensorSpec([None], tf.int32)},
+            ),
+            "embed_query": trace(self.embed_query, query),
+            "embed_query_objectives": trace(self.embed_objectives, query),
+            "embed_candidate": trace(self.embed_candidate, candidate),
         }
 
     def query_specs(self) -> dict[str, tf.TensorSpec]:
@@ -194,6 +318,20 @@ class ServingModel(tf.Module):
     def candidate_specs(self) -> dict[str, tf.TensorSpec]:
         """Returns the type of every candidate input."""
         return self.candidate_inputs.specs()
+
+    @property
+    def max_k(self) -> int:
+        """Most results of a request."""
+        return min(max(self._max_k, self.index.k), self.index.size)
+
+    def describe_filters(self) -> dict[str, dict[str, Any]]:
+        """Returns argument and values of every attribute to filter by."""
+        filters = self.filters.describe()
+        names = argument_names([*self.query_specs(), *map(filter_name, filters)])
+        return {
+            name: {"argument": names[filter_name(name)]} | about
+            for name, about in filters.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         """Returns the contents of `cascade.json`."""
@@ -205,55 +343,16 @@ class ServingModel(tf.Module):
             "dimension": sum(self._blocks),
             "blocks": list(self._blocks),
             "k": self.index.k,
+            "max_k": self.max_k,
             "catalogue": self.index.size,
             "history_length": self._history_length,
             "query_inputs": _described(self.query_inputs.describe()),
             "candidate_inputs": _described(self.candidate_inputs.describe()),
+            "filters": self.describe_filters(),
             "index": self.index.describe(),
         }
-
-
-def _checked_weights(weights: tf.Tensor, batch: tf.Tensor, count: int) -> tf.Tensor:
-    """Refuses any shape but [batch, count]; [B, 1] would be taken for all objectives.
-
-    Neither Python nor a server holds a request to the shapes of its signature. They
-    are hidden here, or the check would be found true while tracing and left out.
-    """
-    weights = tf.raw_ops.PlaceholderWithDefault(input=weights, shape=None)
-    received = tf.shape(weights)
-    rule = (
-        "objective_weights should have the shape [B, S]: a row per query (B), in it a "
-        f"weight per objective (S = {count}), in the order of `objectives`. Expected "
-        "and received shape:"
-    )
-    # Padded, because shapes of different length cannot be compared.
-    padded = tf.concat([received, [-1, -1, -1]], axis=0)[:3]
-    right = tf.reduce_all(tf.equal(padded, [batch, count, -1]))
-    check = tf.debugging.Assert(right, [rule, [batch, count], received])
-    with tf.control_dependencies([check]):
-        return tf.ensure_shape(weights, [None, count])
 
 
 def _described(inputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     names = argument_names(list(inputs))
     return {name: {"argument": names[name]} | inputs[name] for name in inputs}
-
-
-def _signature(
-    function: Callable[[Raw], dict[str, tf.Tensor]],
-    specs: dict[str, tf.TensorSpec],
-    request: dict[str, tf.TensorSpec] | None = None,
-) -> Any:
-    """Traces a function of raw inputs under legal argument names."""
-    request = request or {}
-    names = argument_names(list(specs)) | {name: name for name in request}
-    arguments = {
-        names[name]: tf.TensorSpec(spec.shape, spec.dtype, name=names[name])
-        for name, spec in (specs | request).items()
-    }
-
-    @tf.function(autograph=False)
-    def call(**arguments: tf.Tensor) -> dict[str, tf.Tensor]:
-        return function({name: arguments[names[name]] for name in names})
-
-    return call.get_concrete_function(**arguments)

@@ -191,6 +191,7 @@ def paddable_inputs(servable: Servable) -> set[str]:
         for spec in inputs.values()
         if spec["kind"] in ("history", "multi")
     }
+    names |= {spec["argument"] for spec in description.get("filters", {}).values()}
     names.add("exclude_item_ids")
     return {
         info.name

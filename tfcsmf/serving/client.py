@@ -108,6 +108,7 @@ class Client:
         k: int | None = None,
         exclude: Sequence[str] = (),
         features: Mapping[str, Any] | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
     ) -> list[RankedItem]:
         """Ranks the catalogue of a tfcsmf model for one query.
 
@@ -115,9 +116,11 @@ class Client:
           user_id: may be unknown.
           histories: item ids per event, oldest first.
           weights: by objective; the others keep the default of the export.
-          k: number of items, at most that of the export, which is the default.
+          k: number of items, at most `max_k` of the export; default: its k.
           exclude: item ids that must not be returned.
           features: raw user features by name; those left out are missing.
+          filters: allowed values by categorical item attribute: an item needs one of
+            each. A value no item has lets none pass, an empty list all.
 
         Returns:
           At most k items, best first.
@@ -127,19 +130,18 @@ class Client:
             fit, or a server that refuses or cannot be reached.
         """
         about = self.description()
-        limit = int(about["k"])
-        if k is not None and k < 1:
-            raise ServingError(
-                f"k should be at least 1, and {limit} at most. Received: {k}. Leave it "
-                "out for all results.",
-                "INVALID_ARGUMENT",
-            )
+        limit = _limit(about, k)
         objectives = list(about["objectives"])
         inputs = _inputs(about["query_inputs"], user_id, histories, features)
         row = _weights(objectives, about["default_weights"], weights or {})
         inputs["objective_weights"] = np.array([row], np.float32)
-        inputs["exclude_item_ids"] = [list(map(str, exclude)) or [""]]
-        answer = self.predict(inputs, "retrieve_weighted")
+        inputs["exclude_item_ids"] = _strings("exclude", exclude)
+        signature = "retrieve_weighted"
+        if filters or limit > int(about["k"]):
+            signature = "retrieve_filtered"
+            inputs |= _filters(about.get("filters"), filters or {})
+            inputs["k"] = np.array([limit], np.int32)
+        answer = self.predict(inputs, signature)
         places = zip(
             answer["item_ids"][0],
             answer["scores"][0],
@@ -155,7 +157,7 @@ class Client:
             for item_id, score, scores in places
             if item_id
         ]
-        return items[: limit if k is None else k]
+        return items[:limit]
 
     def status(self) -> dict[int, str]:
         """Returns the state of every version, such as "AVAILABLE", over REST."""
@@ -235,6 +237,41 @@ def _read(
     return None if description is None else dict(description)
 
 
+def _limit(about: Mapping[str, Any], k: int | None) -> int:
+    """The number of results to ask for."""
+    usual = int(about["k"])
+    most = int(about.get("max_k", usual))  # earlier exports have one k
+    if k is None:
+        return usual
+    # A smaller catalogue has nothing beyond it anyway.
+    if k < 1 or (k > most and most < about["catalogue"]):
+        raise ServingError(
+            f"k should be at least 1, and {most} at most. Received: {k}. Leave it out "
+            f"for {usual} results, or export the model with retrieval.max_k={k}.",
+            "INVALID_ARGUMENT",
+        )
+    return min(k, most)
+
+
+def _filters(
+    known: Mapping[str, Mapping[str, Any]] | None,
+    filters: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    if known is None:
+        raise ServingError(
+            "A model to filter should have the signature retrieve_filtered. Received: "
+            "one exported before there was one. Give it one with "
+            "pipelines/refresh_index.py.",
+            "INVALID_ARGUMENT",
+        )
+    for name in filters:
+        _check_name(name, list(known), "attribute to filter by")
+    return {
+        about["argument"]: _strings(name, filters.get(name, ()))
+        for name, about in known.items()
+    }
+
+
 def _weights(
     objectives: list[str], defaults: Sequence[float], weights: Mapping[str, float]
 ) -> list[float]:
@@ -281,14 +318,7 @@ def _value(name: str, spec: Mapping[str, Any], value: Any) -> Any:
     if kind in ("id", "categorical"):
         return ["" if value is None else str(value)]
     if kind in ("history", "multi"):
-        if isinstance(value, str):
-            raise ServingError(
-                f"{name!r} should be a list of strings. Received: the string "
-                f"{value!r}. Put it into a list.",
-                "INVALID_ARGUMENT",
-            )
-        # Empty lists would lose their type on the way.
-        return [list(map(str, value or ())) or [""]]
+        return _strings(name, value or ())
     width = spec["width"] if kind == "vector" else 1
     numbers = np.full(width, np.nan) if value is None else np.asarray(value)
     numbers = numbers.astype(np.float32).reshape(-1)
@@ -299,6 +329,17 @@ def _value(name: str, spec: Mapping[str, Any], value: Any) -> Any:
             "INVALID_ARGUMENT",
         )
     return numbers if kind == "numeric" else numbers[np.newaxis]
+
+
+def _strings(name: str, values: Sequence[str]) -> list[list[str]]:
+    if isinstance(values, str):
+        raise ServingError(
+            f"{name!r} should be a list of strings. Received: the string {values!r}. "
+            "Put it into a list.",
+            "INVALID_ARGUMENT",
+        )
+    # Empty lists would lose their type on the way.
+    return [list(map(str, values)) or [""]]
 
 
 def _check_name(name: str, names: Sequence[str], what: str) -> None:
