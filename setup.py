@@ -50,7 +50,7 @@ setup(
     package_data={
         "tfcsmf": ["py.typed"],
         "tfcsmf.evaluation": ["*.html.j2"],
-        "tfcsmf.serving": ["deploy/*"],
+        "tfcsmf.serving": ["deploy/*", "explorer.html"],
     },
     install_requires=_requirements(),
     extras_require={"test": TEST, "dev": DEV},

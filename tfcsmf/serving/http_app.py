@@ -10,11 +10,12 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,13 @@ from tfcsmf.serving.metrics import Metrics
 from tfcsmf.serving.rest import Answer, RestApi, answer_error
 from tfcsmf.serving.status import Code, RequestError, invalid
 
+EXPLORER = resources.files("tfcsmf.serving") / "explorer.html"
+# The page brings all it needs, and talks to its own server only.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'",
+    "cache-control": "no-cache",
+}
 _ACCESS = logging.getLogger("tfcsmf.serving.access")
 
 
@@ -72,11 +80,15 @@ def build_app(
     async def page(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def explorer(request: Request) -> Response:
+        return HTMLResponse(EXPLORER.read_bytes(), headers=_PAGE_HEADERS)
+
     app = Starlette(
         routes=[
             Route("/readyz", ready),
             Route("/livez", live),
             Route(metrics_module.PATH, page),
+            Route("/explorer", explorer),
             Mount("/", app=_Api(api, executor, limits, metrics)),
         ]
     )

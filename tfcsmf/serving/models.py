@@ -94,6 +94,11 @@ class Models:
         )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The models, loaded or not, in the order they were given."""
+        return tuple(self._models)
+
+    @property
     def ready(self) -> bool:
         """Whether every model has a version that can answer."""
         return all(versions.ready for versions in self._models.values())

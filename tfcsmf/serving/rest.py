@@ -27,6 +27,7 @@ _PREDICTION = re.compile(
 )
 _STATUS = re.compile(rf"/v1/models(?:/([^/:]+))?{_SPEC}(?:/(metadata))?", re.IGNORECASE)
 _DESCRIPTION = re.compile(rf"/tfcsmf/v1/models/([^/:]+){_SPEC}/description")
+_MODELS = "/tfcsmf/v1/models"
 _API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 
 
@@ -90,6 +91,8 @@ class RestApi:
                 spec = _STATUS.fullmatch(path)
                 if spec:
                     return Answer(200, self._get(_spec(spec), spec.group(4)))
+                if path == _MODELS:
+                    return Answer(200, _dump({"models": list(self._models.names)}))
                 spec = _DESCRIPTION.fullmatch(path)
                 if spec:
                     return Answer(200, self._description(_spec(spec)))
