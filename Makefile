@@ -7,6 +7,7 @@
 #                                   Results: the screen and benchmarks/results/*.json;
 #                                   benchmarks/<name>.py --help says what each compares
 #   make bench-scale                cost against catalogue, objectives and batch size
+#   make bench-serving              the server under load, with versions that change
 #   make test-slow, lint, format, clean
 #
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
@@ -25,7 +26,7 @@ SOURCES := tfcsmf pipelines tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-slow bench bench-scale lint format clean
+.PHONY: help install run test test-slow bench bench-scale bench-serving lint format clean
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -65,6 +66,10 @@ bench: $(STAMP)
 # Apart from the others: the larger sizes take long, 1e7 items 20 GiB.
 bench-scale: $(STAMP)
 	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+# Apart too: it loads both cores for minutes.
+bench-serving: $(STAMP)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

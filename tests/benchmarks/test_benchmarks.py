@@ -1,6 +1,8 @@
 import importlib.util
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ SMALLER = {
         *("--systems", "exact", "ivf", "TFRS BruteForce"),  # not ScaNN: as above
     ],
     "preparation": ["--rows", "5000"],
+    # One process; its server and clients are tested in processes of their own by hand.
+    "serving": ["--no-memory", "--requests", "3", "--seconds", "0.5"],
     "scale": [
         # Objectives are trained and exported: see the slow test.
         *("--no-memory", "--parts", "catalogue", "batch", "--items", "1500"),
@@ -76,6 +80,48 @@ def test_repeats_take_turns_after_one_call_each(load):
     seconds = load("_harness").interleave(systems, 2)
     assert called == list("ababab")
     assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_clients_count_every_failure_and_keep_to_a_rate(load, tmp_path):
+    """A server that refuses one of four requests, and answers the others."""
+    served, connections = [], set()
+
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self):
+            served.append(self.rfile.read(int(self.headers["content-length"])))
+            connections.add(self.client_address)
+            status = 503 if len(served) % 4 == 0 else 200
+            body = b'{"predictions": [{"item_ids": ["i1"]}]}'
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "bodies").write_bytes(b"a\nb")
+    task = {
+        **{"port": server.server_port, "bodies": str(tmp_path / "bodies")},
+        **{"expected": ["i1", "another"], "clients": 2, "seconds": 1.0},
+        **{"rate": 80.0, "until": None},
+    }
+    try:
+        found = load("serving").Clients(task).run()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert 70 <= len(served) <= 82 and {*served} == {b"a", b"b"}
+    assert found["errors"]["status 503"] == len(served) // 4
+    assert len(found["ends"]) == len(served) - len(served) // 4
+    # The second body is answered with another item: client 1, turns 0 and 20.
+    assert found["errors"].get("another best item than in process", 0) >= 1
+    assert len(connections) == 2  # kept open
 
 
 def test_given_options_win_over_quick_ones(load):
