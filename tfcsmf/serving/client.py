@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from tfcsmf.errors import ServingError, nearest
+from tfcsmf.errors import ServingError
+from tfcsmf.serving.client_queries import (
+    query_filters,
+    query_inputs,
+    query_limit,
+    query_weights,
+    strings,
+)
 from tfcsmf.serving.client_transports import (
     GrpcTransport,
     RestTransport,
     Target,
     Transport,
 )
-
-_HISTORY = "history_"
 
 
 @dataclass(frozen=True)
@@ -130,16 +134,16 @@ class Client:
             fit, or a server that refuses or cannot be reached.
         """
         about = self.description()
-        limit = _limit(about, k)
+        limit = query_limit(about, k)
         objectives = list(about["objectives"])
-        inputs = _inputs(about["query_inputs"], user_id, histories, features)
-        row = _weights(objectives, about["default_weights"], weights or {})
+        inputs = query_inputs(about["query_inputs"], user_id, histories, features)
+        row = query_weights(objectives, about["default_weights"], weights or {})
         inputs["objective_weights"] = np.array([row], np.float32)
-        inputs["exclude_item_ids"] = _strings("exclude", exclude)
+        inputs["exclude_item_ids"] = strings("exclude", exclude)
         signature = "retrieve_weighted"
         if filters or limit > int(about["k"]):
             signature = "retrieve_filtered"
-            inputs |= _filters(about.get("filters"), filters or {})
+            inputs |= query_filters(about.get("filters"), filters or {})
             inputs["k"] = np.array([limit], np.int32)
         answer = self.predict(inputs, signature)
         places = zip(
@@ -235,117 +239,3 @@ def _read(
     if isinstance(description, str | Path):
         return json.loads(Path(description).read_text(encoding="utf-8"))
     return None if description is None else dict(description)
-
-
-def _limit(about: Mapping[str, Any], k: int | None) -> int:
-    """The number of results to ask for."""
-    usual = int(about["k"])
-    most = int(about.get("max_k", usual))  # earlier exports have one k
-    if k is None:
-        return usual
-    # A smaller catalogue has nothing beyond it anyway.
-    if k < 1 or (k > most and most < about["catalogue"]):
-        raise ServingError(
-            f"k should be at least 1, and {most} at most. Received: {k}. Leave it out "
-            f"for {usual} results, or export the model with retrieval.max_k={k}.",
-            "INVALID_ARGUMENT",
-        )
-    return min(k, most)
-
-
-def _filters(
-    known: Mapping[str, Mapping[str, Any]] | None,
-    filters: Mapping[str, Sequence[str]],
-) -> dict[str, Any]:
-    if known is None:
-        raise ServingError(
-            "A model to filter should have the signature retrieve_filtered. Received: "
-            "one exported before there was one. Give it one with "
-            "pipelines/refresh_index.py.",
-            "INVALID_ARGUMENT",
-        )
-    for name in filters:
-        _check_name(name, list(known), "attribute to filter by")
-    return {
-        about["argument"]: _strings(name, filters.get(name, ()))
-        for name, about in known.items()
-    }
-
-
-def _weights(
-    objectives: list[str], defaults: Sequence[float], weights: Mapping[str, float]
-) -> list[float]:
-    values = list(map(float, defaults))
-    for name, weight in weights.items():
-        _check_name(name, objectives, "objective")
-        if not math.isfinite(weight):
-            raise ServingError(
-                f"Weights should be finite numbers. Received: {name}={weight}. Leave "
-                "the objective out for its default weight, or give 0.",
-                "INVALID_ARGUMENT",
-            )
-        values[objectives.index(name)] = float(weight)
-    return values
-
-
-def _inputs(
-    specs: Mapping[str, Mapping[str, Any]],
-    user_id: str,
-    histories: Mapping[str, Sequence[str]] | None,
-    features: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """A batch of one, by argument name; what is not given is missing."""
-    kinds = {name: spec["kind"] for name, spec in specs.items()}
-    events = [
-        n.removeprefix(_HISTORY) for n, kind in kinds.items() if kind == "history"
-    ]
-    others = [n for n, kind in kinds.items() if kind not in ("history", "id")]
-    given: dict[str, Any] = {n: user_id for n, kind in kinds.items() if kind == "id"}
-    for event, items in (histories or {}).items():
-        _check_name(event, events, "history event")
-        given[_HISTORY + event] = items
-    for name, value in (features or {}).items():
-        _check_name(name, others, "query feature")
-        given[name] = value
-    return {
-        spec["argument"]: _value(name, spec, given.get(name))
-        for name, spec in specs.items()
-    }
-
-
-def _value(name: str, spec: Mapping[str, Any], value: Any) -> Any:
-    kind = spec["kind"]
-    if kind in ("id", "categorical"):
-        return ["" if value is None else str(value)]
-    if kind in ("history", "multi"):
-        return _strings(name, value or ())
-    width = spec["width"] if kind == "vector" else 1
-    numbers = np.full(width, np.nan) if value is None else np.asarray(value)
-    numbers = numbers.astype(np.float32).reshape(-1)
-    if len(numbers) != width:
-        raise ServingError(
-            f"The feature {name!r} should be {width} number(s). Received: {value!r}. "
-            "Leave it out where it is missing.",
-            "INVALID_ARGUMENT",
-        )
-    return numbers if kind == "numeric" else numbers[np.newaxis]
-
-
-def _strings(name: str, values: Sequence[str]) -> list[list[str]]:
-    if isinstance(values, str):
-        raise ServingError(
-            f"{name!r} should be a list of strings. Received: the string {values!r}. "
-            "Put it into a list.",
-            "INVALID_ARGUMENT",
-        )
-    # Empty lists would lose their type on the way.
-    return [list(map(str, values)) or [""]]
-
-
-def _check_name(name: str, names: Sequence[str], what: str) -> None:
-    if name not in names:
-        raise ServingError(
-            f"Every {what} should be one the model was trained with. Received: "
-            f"{name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.",
-            "INVALID_ARGUMENT",
-        )
