@@ -91,6 +91,36 @@ def test_the_hardest_negatives_leave_excluded_pairs_out_as_well():
     assert float(by_pairs) < float(task(queries, few))
 
 
+def test_positives_can_be_anywhere():
+    columns = RNG.integers(0, COLUMNS, ROWS).astype(np.int32)
+    columns[1:4] = columns[0]  # of several rows
+    pairs = tf.constant(PAIRS)
+
+    def listed_once(queries, candidates):
+        return chunked_softmax(
+            queries, candidates, BIAS, None, WEIGHTS, pairs, None, tf.constant(columns)
+        )
+
+    def listed_first(queries, candidates):
+        # The positives once more, in front, where no negative may be.
+        own = tf.gather(candidates, columns)
+        hidden = tf.fill([ROWS], -1e9)
+        shifted = pairs + [0, ROWS]
+        twice = tf.stack([tf.range(ROWS), columns + ROWS], axis=1)
+        return plain(
+            queries,
+            tf.concat([own, candidates], axis=0),
+            tf.concat([hidden, BIAS], axis=0),
+            weight=WEIGHTS,
+            pairs=tf.concat([shifted, twice], axis=0),
+        )
+
+    mine = value_and_gradients(lambda: listed_once(QUERIES, CANDIDATES))
+    expected = value_and_gradients(lambda: listed_first(QUERIES, CANDIDATES))
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
 def test_no_rows():
     loss = chunked_softmax(QUERIES[:0], CANDIDATES)
     assert float(loss) == 0.0

@@ -27,16 +27,18 @@ def chunked_softmax(
     sample_weight: tf.Tensor | None = None,
     excluded_pairs: tf.Tensor | None = None,
     adjust: AdjustScores | None = None,
+    positive_columns: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Returns the summed softmax cross-entropy of rows against columns.
 
-    The positive of row r is column r. Scores are computed for some rows at a
-    time, and the gradient along with them, so that neither pass holds a
-    [rows, columns] matrix: memory is a chunk of two million scores.
+    The positive of row r is column r, or `positive_columns[r]`. Scores are computed
+    for some rows at a time, and the gradient along with them, so that neither pass
+    holds a [rows, columns] matrix: memory is a chunk of two million scores.
 
     Args:
       queries: float [rows, d].
-      candidates: float [columns, d], columns >= rows.
+      candidates: float [columns, d], columns >= rows unless `positive_columns` is
+        given.
       column_bias: float [columns], added to the scores of negatives.
       positive_bias: float [rows], added to the positives' scores.
       sample_weight: float [rows].
@@ -44,6 +46,8 @@ def chunked_softmax(
         the softmax. Positives never are.
       adjust: changes the biased scores of negatives (margins, masks); no gradient
         flows through what it adds.
+      positive_columns: int32 [rows], for candidates that are listed once however
+        many rows have them as their positive, such as a whole catalogue.
 
     Returns:
       A float scalar, differentiable (once) in queries and candidates.
@@ -59,7 +63,11 @@ def chunked_softmax(
     @tf.custom_gradient
     def loss_of(queries: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
-        own = candidates[:rows]  # [rows, d], the positives
+        columns_of = tf.range(rows) if positive_columns is None else positive_columns
+        # [rows, d], the positives
+        own = candidates[:rows]
+        if positive_columns is not None:
+            own = tf.gather(candidates, positive_columns)
         positives = tf.reduce_sum(queries * own, axis=1)
         if positive_bias is not None:
             positives += positive_bias
@@ -83,7 +91,7 @@ def chunked_softmax(
                 scores = tf.nn.bias_add(scores, column_bias)
             if adjust is not None:
                 scores = adjust(scores, start, stop)
-            hidden = _hidden_in(excluded_pairs, start, stop)
+            hidden = _hidden_in(excluded_pairs, columns_of[start:stop], start, stop)
             scores = tf.tensor_scatter_nd_update(
                 scores, hidden, tf.fill([tf.shape(hidden)[0]], EXCLUDED)
             )
@@ -102,10 +110,15 @@ def chunked_softmax(
                 scale * tf.matmul(share, candidates) + pull * own[start:stop],
             )
             candidate_gradient += tf.matmul(share, scale * part, transpose_a=True)
-            candidate_gradient += tf.pad(
-                pull * part,
-                [[start, tf.shape(candidates)[0] - stop], [0, 0]],
-            )
+            if positive_columns is None:
+                ends = [start, tf.shape(candidates)[0] - stop]
+                candidate_gradient += tf.pad(pull * part, [ends, [0, 0]])
+            else:
+                candidate_gradient = tf.tensor_scatter_nd_add(
+                    candidate_gradient,
+                    columns_of[start:stop, tf.newaxis],
+                    pull * part,
+                )
             return number + 1, total, parts, candidate_gradient
 
         count = tf.maximum((rows + chunk - 1) // chunk, 1)
@@ -136,11 +149,13 @@ def chunked_softmax(
 
 
 def _hidden_in(
-    excluded_pairs: tf.Tensor | None, start: tf.Tensor, stop: tf.Tensor
+    excluded_pairs: tf.Tensor | None,
+    columns: tf.Tensor,
+    start: tf.Tensor,
+    stop: tf.Tensor,
 ) -> tf.Tensor:
     """Returns (row - start, column) of the positives and excluded pairs, [n, 2]."""
-    rows = tf.range(start, stop)
-    positives = tf.stack([rows - start, rows], axis=1)
+    positives = tf.stack([tf.range(stop - start), columns], axis=1)
     if excluded_pairs is None:
         return positives
     first, last = tf.unstack(tf.searchsorted(excluded_pairs[:, 0], [start, stop]))
