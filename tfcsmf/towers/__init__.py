@@ -1,5 +1,6 @@
 """Masked towers: layers whose parameters are owned by stages."""
 
+from tfcsmf.towers.layer_norm import OwnedLayerNorm
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
 from tfcsmf.towers.ownership import CLOSED, FREE, OwnedParameter, keep_owned
@@ -11,6 +12,7 @@ __all__ = [
     "FeatureSpec",
     "MaskedDense",
     "MaskedEmbedding",
+    "OwnedLayerNorm",
     "OwnedParameter",
     "RowBlock",
     "Tower",
