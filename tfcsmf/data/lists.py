@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfcsmf.data.prepared import Csr, EvaluationSet, Histories
+from tfcsmf.data.prepared import Csr, EvaluationSet, Histories, Order
+from tfcsmf.data.rows import MISSING, NUM_RESERVED
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,40 @@ def build_histories(
     for name, code in zip(names, codes, strict=True):
         rows = log.history(code, mask)
         lists[name] = Csr(offsets_of(log.users[rows], log.num_users), log.items[rows])
-    return Histories(lists)
+    return Histories(lists, _order(log, codes, mask))
+
+
+def _order(log: SortedLog, codes: Sequence[int], mask: np.ndarray) -> Order:
+    """How the histories interleave, and the gaps between their entries."""
+    number = np.full(int(log.events.max(initial=0)) + 1, -1, np.int8)
+    known = [code for code in codes if code < len(number)]
+    number[known] = np.flatnonzero(np.isin(codes, known))
+    trained = log.items < log.trained_items
+    events = number[log.events]
+    rows = np.flatnonzero(mask & trained & (events >= 0))
+    return Order(events[rows], time_gaps(log.users[rows], log.times[rows]))
+
+
+def time_gaps(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Returns the row of the time since each user's entry before, int8 [n].
+
+    The row of a gap g >= 0 is `NUM_RESERVED + floor(log2(g + 1))`, whatever the unit
+    of time; that of a user's first entry is `MISSING`.
+
+    Args:
+      users: int [n], sorted.
+      times: int64 [n], ascending within a user.
+
+    Example:
+      >>> time_gaps(np.array([0, 0, 0, 1]), np.array([5, 5, 8, 9])).tolist()
+      [1, 3, 5, 1]
+    """
+    rows = np.full(len(users), MISSING, np.int8)
+    gaps = np.diff(times).astype(np.float64)
+    same = users[1:] == users[:-1]
+    powers = np.floor(np.log2(np.maximum(gaps, 0) + 1)).astype(np.int8)
+    rows[1:][same] = powers[same] + NUM_RESERVED
+    return rows
 
 
 def history_ends(

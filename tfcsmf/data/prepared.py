@@ -129,14 +129,30 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True)
+class Order:
+    """How the lists of several events interleave; entries by user, then time.
+
+    Attributes:
+      events: int8 [n], which list the entry is the next one of.
+      gaps: int8 [n], row of the time since the user's entry before; see
+        `tfcsmf.data.sequences`.
+    """
+
+    events: np.ndarray
+    gaps: np.ndarray
+
+
+@dataclass(frozen=True)
 class Histories:
     """Chronological item lists per user and history event.
 
     Attributes:
       lists: event name -> lists over user positions, oldest first.
+      order: of all lists together; None if it is not known.
     """
 
     lists: dict[str, Csr]
+    order: Order | None = None
 
 
 @dataclass(frozen=True)
