@@ -17,28 +17,24 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
+from tfcsmf._config_base import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+)
+from tfcsmf._config_sequence import SequenceConfig as SequenceConfig
 from tfcsmf._config_trees import assign, copy_tree, explain
 from tfcsmf._config_trees import read_yaml as read_yaml
 from tfcsmf._config_trees import with_options as with_options
 from tfcsmf.errors import ConfigError, nearest
 
-Share = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, pydantic.Field(ge=1)]
-NonNegative = Annotated[int, pydantic.Field(ge=0)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
 FeatureKind = Literal["categorical", "numeric", "multi", "vector"]
 
 
-class _Section(pydantic.BaseModel):
-    """A part of the tree: immutable, and closed to unknown keys."""
-
-    model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, validate_default=True
-    )
-
-
-class Columns(_Section):
+class Columns(Section):
     """Column names of the input tables (ours: theirs)."""
 
     user_id: str = "user_id"
@@ -49,7 +45,7 @@ class Columns(_Section):
     time: tuple[str, ...] = ("timestamp", "date", "position")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which log is read, and how it is split and encoded."""
 
     # A file, a folder or a glob of Parquet or CSV; None runs the simulator.
@@ -82,7 +78,7 @@ class DataConfig(_Section):
     max_values: Positive = 20
 
 
-class SimulatorConfig(_Section):
+class SimulatorConfig(Section):
     """The built-in cascade simulator (`tfcsmf.data.simulator`)."""
 
     users: Positive = 3000
@@ -99,7 +95,7 @@ class SimulatorConfig(_Section):
     days: Positive = 30
 
 
-class TowersConfig(_Section):
+class TowersConfig(Section):
     """Sizes of both towers, and how their parameters can be owned."""
 
     # Output dimension, shared by all objectives: the vector that is indexed.
@@ -121,7 +117,7 @@ class TowersConfig(_Section):
     dropout: Share = 0.0
 
 
-class StageConfig(_Section):
+class StageConfig(Section):
     """How one stage is trained; `cascade.stages.<objective>` overrides fields."""
 
     learning_rate: PositiveFloat = 1e-3
@@ -157,7 +153,7 @@ class StageConfig(_Section):
     freed: Literal["zero", "keep", "reinitialize"] = "keep"
 
 
-class MarginConfig(_Section):
+class MarginConfig(Section):
     """Cross-stage adaptive margin (AML), stages >= 2 (method 1.5)."""
 
     form: Literal["none", "confusable", "order"] = "confusable"
@@ -167,7 +163,7 @@ class MarginConfig(_Section):
     maximum: PositiveFloat = 5.0
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Sampled softmax (method section 4)."""
 
     temperature: PositiveFloat = 1.0
@@ -181,7 +177,7 @@ class LossConfig(_Section):
     margin: MarginConfig = MarginConfig()
 
 
-class CascadeConfig(_Section):
+class CascadeConfig(Section):
     """The stage loop."""
 
     # Objectives in cascade order: values of the event column.
@@ -218,7 +214,7 @@ class CascadeConfig(_Section):
         return value
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Whole-catalogue evaluation."""
 
     ks: tuple[Positive, ...] = (10, 20, 50, 100)
@@ -236,7 +232,7 @@ class EvaluationConfig(_Section):
     tradeoff_points: Annotated[int, pydantic.Field(ge=2)] = 11
 
 
-class RetrievalConfig(_Section):
+class RetrievalConfig(Section):
     """The index and the exported model."""
 
     # auto, exact and ivf export standard TensorFlow operations only; scann needs a
@@ -258,7 +254,7 @@ class RetrievalConfig(_Section):
     weights: dict[str, float] = {}
 
 
-class Config(_Section):
+class Config(Section):
     """The whole tree; see the sections."""
 
     seed: NonNegative = 0
@@ -267,6 +263,7 @@ class Config(_Section):
     towers: TowersConfig = TowersConfig()
     loss: LossConfig = LossConfig()
     cascade: CascadeConfig = CascadeConfig()
+    sequence: SequenceConfig = SequenceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
 

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.cascade.model import CSMF
 from tfcsmf.config import StageConfig
 from tfcsmf.optimizers import RowAdagrad, RowAdam
-from tfcsmf.towers import FREE
+from tfcsmf.towers import FREE, MaskedEmbedding, OwnedParameter
+
+
+class Trainable(Protocol):
+    """What a step needs of a model: `CSMF`, or a sequence model on its own."""
+
+    stage: int
+
+    @property
+    def owned_parameters(self) -> list[OwnedParameter]:
+        """Every trainable tensor with its owners."""
+
+    @property
+    def id_tables(self) -> dict[str, MaskedEmbedding]:
+        """Tables whose distinct rows batches name in `rows`."""
+
+    def compute_loss(
+        self, inputs: Mapping[str, Any], training: bool = False
+    ) -> tf.Tensor:
+        """Returns the mean loss of a batch."""
 
 
 class StageStep:
@@ -26,7 +44,7 @@ class StageStep:
     """
 
     def __init__(
-        self, model: CSMF, settings: StageConfig, batch_spec: Any = None
+        self, model: Trainable, settings: StageConfig, batch_spec: Any = None
     ) -> None:
         self.model = model
         self._settings = settings

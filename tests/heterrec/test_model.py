@@ -1,0 +1,248 @@
+"""Sequence models: training equals serving, the loss by hand, gradients, learning."""
+
+import numpy as np
+import polars as pl
+import pytest
+import tensorflow as tf
+
+from tfcsmf.config import Config
+from tfcsmf.data.prepare import prepare
+from tfcsmf.data.prepared import Csr, EvaluationSet
+from tfcsmf.data.rows import NUM_RESERVED
+from tfcsmf.errors import ConfigError
+from tfcsmf.evaluation.protocols import mean_recall
+from tfcsmf.heterrec import step_targets
+from tfcsmf.heterrec.encoder import History
+from tfcsmf.heterrec.training import SequenceTrainer
+
+SMALL = {
+    "length": 7,
+    "width": 8,
+    "feed_forward": 12,
+    "head_units": [6],
+    "training": {"batch_events": 300, "epochs": 2},
+}
+ENCODERS = ("heterrec", "merged", "sasrec", "gru4rec")
+
+
+@pytest.fixture(scope="module")
+def make(tiny_config, tiny_log):
+    def build(**sequence):
+        tree = tiny_config.to_dict() | {"sequence": SMALL | sequence}
+        return SequenceTrainer(Config.from_dict(tree), tiny_log, show_progress=False)
+
+    return build
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_loss_of_all_places_is_that_of_serving_every_beginning(
+    make, tiny_log, encoder
+):
+    """One pass trains what asking after every event would, by definition."""
+    trainer = make(encoder=encoder, steps=1, window=1, token_loss=0.0)
+    batch = next(iter(trainer.batches.dataset(0)))
+    candidates = trainer.encoder.candidates()[: tiny_log.items.trained]
+    offsets = trainer.batches.sequences.offsets
+    users, ends, targets = [], [], []
+    positions = trainer.batches.sequences.items
+    for row in trainer.batches.schedule(0)[0][: len(batch["lengths"])]:
+        first = trainer.batches._first[row]
+        user = int(np.searchsorted(offsets, first, side="right")) - 1
+        for end in range(first + 1, first + trainer.batches._lengths[row]):
+            users.append(user)
+            ends.append(end)
+            targets.append(positions[end])
+    # Serving reads from T events back, training from where its window begins.
+    keep = [end <= offsets[user] + 7 for user, end in zip(users, ends, strict=True)]
+    empty = Csr(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    ends_by_event = np.array(ends)[:, None]  # the sum over events is what counts
+    part = EvaluationSet(np.array(users), empty, ends_by_event, empty, empty)
+    queries = trainer.encoder.queries(part, tiny_log.train_histories)
+    scores = queries @ candidates.T
+    losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(len(scores)), targets]
+    # Only sequences that training does not cut take part.
+    whole = _whole_rows(trainer, batch)
+    inputs = {
+        name: value
+        if name in ("candidate", "values", "column_bias", "seed")
+        else tf.boolean_mask(value, whole)
+        for name, value in batch.items()
+    }
+    got = trainer.model.compute_loss(inputs)
+    chosen = np.repeat(whole, batch["lengths"].numpy() - 1) & keep
+    assert 10 < chosen.sum() == np.repeat(whole, batch["lengths"].numpy() - 1).sum()
+    np.testing.assert_allclose(got, losses[chosen].mean(), rtol=1e-4)
+
+
+def _whole_rows(trainer, batch):
+    """Which sequences of the first batch begin with the user's first event."""
+    rows = trainer.batches.schedule(0)[0][: len(batch["lengths"])]
+    return np.isin(trainer.batches._first[rows], trainer.batches.sequences.offsets)
+
+
+def test_the_total_is_the_items_and_mu_times_the_mean_of_the_tokens(make):
+    trainer = make(token_loss=0.25, complete_windows=True)
+    model, batch = trainer.model, next(iter(trainer.batches.dataset(0)))
+    items, lengths = batch["items"], batch["lengths"]
+    tokens = model.tokens(batch["candidate"])
+    vectors, features = model.candidate_side(tokens)
+    width = items.shape[1] - 1
+    mask = np.arange(width) >= width + 1 - lengths.numpy()[:, None]
+    encoded = model.encoder(
+        History(
+            tf.gather(tokens, items[:, :-1]),
+            tf.constant(mask),
+            batch["events"][:, :-1],
+            batch["gaps"][:, :-1],
+        )
+    )
+
+    def info_nce(queries, candidates, targets, values, weights):
+        scores = queries.numpy() @ candidates.numpy().T
+        positives = targets.positives.numpy()
+        total = 0.0
+        for row, positive in enumerate(positives):
+            pairs = targets.pairs.numpy()
+            own = set(values[pairs[pairs[:, 0] == row, 1]].tolist())
+            own |= {values[positive]}
+            # One item stands for every value that is not excluded.
+            others = [np.flatnonzero(values == v)[0] for v in set(values) - own]
+            known = np.exp(scores[row, [positive, *others]])
+            total += weights[row] * (np.log(known.sum()) - np.log(known[0]))
+        return total / weights.sum()
+
+    codes, expected = batch["values"].numpy(), 0.0
+    for step in (1, 2):
+        targets = step_targets(items, lengths, step, 2, 3, complete=True)
+        weights = targets.weights.numpy()
+        queries = model.heads[step - 1](tf.gather_nd(encoded.items, targets.places))
+        expected += info_nce(queries, vectors, targets, codes[:, 0], weights) / 2
+        outputs = tf.gather_nd(encoded.tokens, targets.places)
+        for index, heads in enumerate(model.token_heads):
+            values = codes[:, index]
+            known = weights * (values[targets.positives.numpy()] >= 0)
+            loss = info_nce(
+                heads[step - 1](outputs[:, index]),
+                features[:, index],
+                targets,
+                values,
+                known,
+            )
+            expected += 0.25 * loss / len(model.token_heads) / 2
+    np.testing.assert_allclose(model.compute_loss(batch), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("whole", [0, 10_000])
+def test_gradients_reach_every_parameter(make, whole):
+    trainer = make(whole_catalogue=whole, uniform_negatives=10, id_dropout=0.3)
+    model = trainer.model
+    owned = model.owned_parameters
+    names = [p.name for p in owned]
+    assert len(set(names)) == len(names)
+    assert {p.variable.ref() for p in owned} == {
+        v.ref() for v in model.trainable_variables
+    }
+    batch = next(iter(trainer.batches.dataset(0)))
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch, training=True)
+    gradients = tape.gradient(loss, [p.variable for p in owned])
+    for name, gradient in zip(names, gradients, strict=True):
+        assert gradient is not None, name
+        values = tf.convert_to_tensor(gradient).numpy()
+        assert np.isfinite(values).all() and np.abs(values).max() > 0, name
+
+
+def test_save_and_load(make, tiny_log, tmp_path):
+    trainer, other = make(), make()
+    part = tiny_log.validation["exposure"]
+
+    def vectors(trainer):
+        candidates = trainer.encoder.candidates()
+        queries = trainer.encoder.queries(part, tiny_log.train_histories)
+        return candidates, queries
+
+    for parameter in trainer.model.owned_parameters:
+        shift = tf.random.stateless_normal(parameter.variable.shape, [1, 2])
+        parameter.variable.assign_add(shift)
+    assert not np.allclose(vectors(other)[1], vectors(trainer)[1])
+    path = tf.train.Checkpoint(model=trainer.model).write(str(tmp_path / "model"))
+    tf.train.Checkpoint(model=other.model).read(path).assert_consumed()
+    for one, two in zip(vectors(trainer), vectors(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_items_without_events_are_known_by_their_features(make, tiny_log):
+    trainer = make(encoder="merged")
+    inputs = trainer.encoder._inputs(tf.constant([0, 1]))
+    unknown = inputs | {"item_id": tf.constant([2, 2])}
+    vectors = trainer.model.candidate_vectors(trainer.model.item_tokens(unknown))
+    assert not np.allclose(vectors[0], vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 6, "heads": 4}, "4 heads and a width of 6"),
+        ({"encoder": "gru4rec", "item_layers": 0}, "item_layers"),
+        ({"encoder": "bert"}, "sequence.encoder"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict({"sequence": settings})
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    """Users who walk round a circle of 16 items: the last one tells the next."""
+    folder = tmp_path_factory.mktemp("walks")
+    rng = np.random.default_rng(0)
+    starts, lengths = rng.integers(0, 16, 200), rng.integers(4, 12, 200)
+    users = np.repeat(np.arange(200), lengths)
+    places = np.concatenate([np.arange(n) for n in lengths])
+    items = (starts[users] + places) % 16
+    pl.DataFrame(
+        {
+            "user_id": [f"u{u}" for u in users],
+            "item_id": [f"i{i}" for i in items],
+            "event": "play",
+            "position": places,
+        }
+    ).write_parquet(folder / "events.parquet")
+    pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(16)],
+            "half": ["low" if i < 8 else "high" for i in range(16)],
+        }
+    ).write_parquet(folder / "items.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "encoder", ["sasrec", *(pytest.param(e, marks=pytest.mark.slow) for e in ENCODERS)]
+)
+def test_it_learns_what_comes_next(walks, encoder):
+    training = {"epochs": 15, "learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
+    config = Config.from_dict(
+        {
+            "data": {
+                "events": str(walks / "events.parquet"),
+                "items": str(walks / "items.parquet"),
+            },
+            "cascade": {"objectives": ["play"]},
+            "sequence": SMALL
+            | {"encoder": encoder, "width": 16, "dropout": 0.0}
+            | {"training": training | {"batch_events": 256}},
+            "evaluation": {"validation_k": 1},
+        }
+    )
+    log = prepare(config)
+    assert log.summary["split"] == "leave_last_out"
+    trainer = SequenceTrainer(config, log, show_progress=False)
+    report = trainer.train()
+    recall = mean_recall(trainer.ranker(), log.test["play"], "play", 1, "standard")
+    assert recall is not None and recall > 0.9
+    assert report["epochs"] >= report["best_epoch"] >= 1
+    losses = trainer.progress.curve["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    assert NUM_RESERVED + 16 == trainer.model.tokens.num_ids

@@ -1,0 +1,77 @@
+"""The sequence command: what it leaves behind, and what it says to bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pipelines"))
+
+import run_sequence
+
+from tfcsmf import cli
+from tfcsmf.cascade.checkpoints import CheckpointStore
+
+SMALL = {
+    "simulator": {"users": 120, "items": 60, "exposures_per_user": 20},
+    "sequence": {
+        "length": 10,
+        "width": 8,
+        "feed_forward": 16,
+        "head_units": [8],
+        "steps": 1,
+        "training": {"epochs": 2, "batch_events": 256},
+    },
+    "evaluation": {"ks": [5], "validation_k": 5, "bootstrap_samples": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    common = ["--config", str(folder / "small.yaml"), "--quiet"]
+    objectives = ["--objectives", "exposure,click", "--encoder", "merged"]
+    output = folder / "out"
+    arguments = [*common, *objectives, "--output", str(output)]
+    assert cli.run(run_sequence.main, arguments) == cli.OK
+    return output, arguments
+
+
+def test_it_leaves_metrics_a_report_and_the_best_parameters(finished):
+    output, _ = finished
+    metrics = json.loads((output / "report" / "metrics.json").read_text())
+    assert metrics["objectives"] == ["exposure", "click"]
+    assert metrics["encoder"] == "merged"
+    for protocol in ("standard", "unseen"):
+        for result in metrics["protocols"][protocol].values():
+            assert 0.0 < result["recall@5"] <= 1.0
+            low, high = result["recall@5_ci95"]
+            assert low <= result["recall@5"] <= high
+    (stage,) = metrics["stages"]
+    assert stage["epochs"] == 2 and stage["examples_per_second"] > 0
+    assert "popularity" in metrics["baselines"]
+    assert "exposure" in (output / "report" / "index.html").read_text()
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert config["run"]["status"] == "finished"
+    checkpoint = CheckpointStore(output / "checkpoints").latest()
+    sizes = sum(int(np.prod(values.shape)) for values in checkpoint.arrays.values())
+    assert sizes == metrics["model"]["parameters"]
+
+
+def test_a_folder_is_used_once(finished, capsys):
+    output, arguments = finished
+    before = (output / "report" / "metrics.json").read_bytes()
+    assert cli.run(run_sequence.main, arguments) == cli.USER_ERROR
+    assert "holds a run already" in capsys.readouterr().err
+    assert (output / "report" / "metrics.json").read_bytes() == before
+
+
+def test_mistakes_are_told_in_words(tmp_path, capsys):
+    arguments = ["--encoder", "sasreck", "--output", str(tmp_path / "out")]
+    assert cli.run(run_sequence.main, arguments) == cli.USER_ERROR
+    assert "sequence.encoder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
