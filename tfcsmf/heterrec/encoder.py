@@ -161,8 +161,13 @@ class HierarchicalEncoder(OwnedLayer):
 
     def _with_event(self, history: History, stage: int | None) -> tf.Tensor:
         """Returns the tokens, that of the event type first: later ones see it."""
-        if self.event_table is None or history.events is None:
+        if self.event_table is None:
             return history.tokens
+        if history.events is None:
+            raise ValueError(
+                "`history.events` should be given where `num_events` is set. "
+                "Received: None."
+            )
         event = self.event_table(history.events, stage)[:, :, tf.newaxis]
         return tf.concat([event, history.tokens], axis=2)
 
