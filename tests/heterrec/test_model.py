@@ -271,7 +271,7 @@ def test_it_learns_what_comes_next(walks, encoder):
     trainer = SequenceTrainer(config, log, show_progress=False)
     report = trainer.train()
     recall = mean_recall(trainer.ranker(), log.test["play"], "play", 1, "standard")
-    assert recall is not None and recall > 0.9
+    assert recall is not None and recall > 0.8  # by chance 1 / 16
     assert report["epochs"] >= report["best_epoch"] >= 1
     losses = trainer.progress.curve["loss"]
     assert losses[-1] < 0.5 * losses[0]
