@@ -104,6 +104,9 @@ class TowersConfig(Section):
     feature_dimension: Positive = 16
     hidden_units: tuple[Positive, ...] = (128,)
     activation: Literal["relu", "gelu", "tanh"] = "relu"
+    # Vectors of length 1, whose inner products are cosines (`tfcsmf.towers.bounded`);
+    # to be used with a temperature well below 1, such as .15.
+    normalize: bool = False
     # How CPP frees parameters: single weights or whole hidden units.
     granularity: Literal["weight", "unit"] = "weight"
     # Who owns embedding tables: entries (CPP on the table), columns, or all of
@@ -114,6 +117,8 @@ class TowersConfig(Section):
     query_id_dropout: Share = 0.1
     # The same for candidates; used only where candidates have features.
     candidate_id_dropout: Share = 0.05
+    # Share of the events of every history left out in training, anew in every step.
+    history_dropout: Share = 0.0
     dropout: Share = 0.0
 
 
@@ -166,6 +171,7 @@ class MarginConfig(Section):
 class LossConfig(Section):
     """Sampled softmax (method section 4)."""
 
+    # Scores are divided by it.
     temperature: PositiveFloat = 1.0
     # logQ correction of in-batch negatives by their frequency in the log.
     correct_sampling: bool = True

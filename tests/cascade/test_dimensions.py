@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tfcsmf.cascade.dimensions import (
+    common_directions,
     principal_directions,
     rotate_free_dimensions,
     score_spread,
@@ -28,6 +29,19 @@ def vectors():
     rng = np.random.default_rng(1)
     mix = rng.normal(size=(2, 6, 6))
     return rng.normal(size=(80, 6)) @ mix[0], rng.normal(1, 1, (50, 6)) @ mix[1]
+
+
+def test_common_directions_keep_lengths_and_are_sorted(vectors):
+    queries, candidates = vectors
+    turn = common_directions(queries, candidates)
+    np.testing.assert_allclose(turn.T @ turn, np.eye(6), atol=1e-12)
+    shares = [np.square(part @ turn).sum(axis=0) for part in vectors]
+    both = sum(share / share.sum() for share in shares)
+    assert np.all(np.diff(both) <= 1e-12)
+    # Of one side alone they are its principal components.
+    alone = np.linalg.eigvalsh(queries.T @ queries)[::-1]
+    energy = np.square(queries @ common_directions(queries, queries)).sum(axis=0)
+    np.testing.assert_allclose(energy, alone, rtol=1e-9)
 
 
 def test_scores_stay_and_dimensions_are_singular_values(vectors):

@@ -28,8 +28,10 @@ CONFIG = {
         "feature_dimension": 4,
         "hidden_units": [8],
         "dropout": 0.1,
+        "history_dropout": 0.3,
+        "normalize": True,
     },
-    "loss": {"uniform_negatives": 16, "hard_negatives": 8},
+    "loss": {"temperature": 0.2, "uniform_negatives": 16, "hard_negatives": 8},
     "cascade": {
         "objectives": ["exposure", "click"],
         "reserve": True,

@@ -127,6 +127,23 @@ def test_scores_and_exact_fusion(build, some_inputs, blocks):
     np.testing.assert_allclose(fused @ catalogue.T, explicit, atol=1e-5)
 
 
+def test_normalised_vectors_keep_directions_and_fusion(build, some_inputs):
+    plain, model = pruned(build()), pruned(build("towers.normalize=true"))
+    assert model.num_parameters == plain.num_parameters
+    owner = model.block_owner.numpy()
+    catalogue = model.all_blocks(some_inputs[1], 3).numpy()
+    for stage in range(3):
+        query = model.query_vectors(some_inputs[0], stage).numpy()
+        raw = plain.query_vectors(some_inputs[0], stage).numpy()
+        lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+        np.testing.assert_allclose(query, raw / lengths, atol=1e-6)
+        block = catalogue[:, owner == stage]
+        raw = plain.candidate_vectors(some_inputs[1], stage).numpy()[:, owner == stage]
+        square = np.square(raw).sum(axis=1, keepdims=True)
+        expected = raw / np.sqrt(square + (1 if stage else 0))
+        np.testing.assert_allclose(block, expected, atol=1e-6)
+
+
 def test_training_vectors_use_free_dimensions_and_raw_parameters(build, some_inputs):
     model = build()
     assert (model.block_owner.numpy() == FREE).all()

@@ -105,6 +105,13 @@ def shop(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def normal_shop(tmp_path_factory):
+    """A shop whose vectors have bounded length."""
+    folder = tmp_path_factory.mktemp("normal_shop")
+    return make_shop(folder, **{"towers.normalize": True})
+
+
+@pytest.fixture(scope="session")
 def base_path(shop, tmp_path_factory):
     """A folder of versions with the shop's model as version 1."""
     base = tmp_path_factory.mktemp("exports")

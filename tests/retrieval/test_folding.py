@@ -63,7 +63,9 @@ def test_owners_are_stored_only_where_a_pass_needs_them():
     assert folded.table is layer.table  # not a copy
 
 
-def test_folded_query_passes_are_bit_equal_to_the_model(shop, helpers):
+@pytest.mark.parametrize("which", ["shop", "normal_shop"])
+def test_folded_query_passes_are_bit_equal_to_the_model(which, request, helpers):
+    shop = request.getfixturevalue(which)
     users = np.arange(12, dtype=np.int32)
     arguments = helpers.query_arguments(shop, users)
     raw = helpers.named(shop, arguments)
@@ -83,6 +85,28 @@ def test_folded_candidate_passes_are_bit_equal_to_the_model(shop):
     for stage, vectors in enumerate(shop.serving.candidate_tower(inputs)):
         expected = shop.model.candidate_vectors(inputs, stage)
         np.testing.assert_array_equal(vectors, expected)
+
+
+def test_normalised_candidates_are_those_of_the_model(normal_shop):
+    shop = normal_shop
+    ids = tf.constant([str(name) for name in shop.log.items.ids[:20]])
+    # Without features: what is missing is legal.
+    raw = {
+        name: ids
+        if name == CANDIDATE_ID
+        else tf.fill(
+            [20, *(size or 1 for size in spec.shape[1:])],
+            "" if spec.dtype == tf.string else np.float32(np.nan),
+        )
+        for name, spec in shop.serving.candidate_specs().items()
+    }
+    vectors = shop.serving.embed_candidate(raw)["vectors"].numpy()
+    encoded = shop.serving.candidate_inputs(raw)
+    expected = shop.model.all_blocks(encoded, 3).numpy()
+    np.testing.assert_array_equal(vectors, expected)
+    own = shop.model.block_owner.numpy() == 0
+    np.testing.assert_allclose(np.linalg.norm(vectors[:, own], axis=1), 1, rtol=1e-5)
+    assert np.linalg.norm(vectors[:, ~own], axis=1).max() < np.sqrt(2)
 
 
 def test_disjoint_blocks_use_their_own_dimensions_only(shop):

@@ -22,6 +22,7 @@ from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
 from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.towers import bounded
 from tfcsmf.towers.tower import NO_BLOCKS, Blocks
 
 
@@ -36,6 +37,7 @@ class JointModel(CSMF):
       query_tower: gives one vector per objective.
       candidate_tower: as for `CSMF`.
       loss: as for `CSMF`.
+      normalize: all vectors have length 1, with `wide` towers every block of them.
     """
 
     query_tower: SharedBottomTower
@@ -49,7 +51,7 @@ class JointModel(CSMF):
         blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Returns the vectors of objective `stage`, float [n, d]."""
-        return self.query_tower(inputs, stage, seed=seed, blocks=blocks)
+        return self._bounded(self.query_tower(inputs, stage, seed=seed, blocks=blocks))
 
     def candidate_vectors(
         self,
@@ -60,7 +62,17 @@ class JointModel(CSMF):
         blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Returns the vectors, the same for all objectives, float [n, d]."""
-        return self.candidate_tower(inputs, None, seed=seed, blocks=blocks)
+        return self._bounded(
+            self.candidate_tower(inputs, None, seed=seed, blocks=blocks)
+        )
+
+    def _bounded(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self.normalize:
+            return vectors
+        shape = tf.shape(vectors)
+        parts = self.query_tower.objectives if self.query_tower.wide else 1
+        apart = tf.reshape(vectors, [-1, parts, self.dimension // parts])
+        return tf.reshape(bounded(apart), shape)
 
     def compute_loss(
         self, inputs: Mapping[str, Any], training: bool = False
@@ -76,7 +88,7 @@ class JointModel(CSMF):
         vectors = self.query_tower.vectors(inputs["query"], seed, blocks)  # [n, S, d]
         # With one head it serves every objective.
         head = tf.minimum(inputs["objective"], self.query_tower.objectives - 1)
-        query = tf.gather(vectors, head, batch_dims=1)  # [n, d]
+        query = self._bounded(tf.gather(vectors, head, batch_dims=1))  # [n, d]
         other_seed = None if seed is None else seed + [0, 7]
         candidate = self.candidate_vectors(
             inputs["candidate"], 0, True, other_seed, blocks
@@ -176,7 +188,9 @@ class JointSystem(VectorSystem):
             objectives=heads,
             wide=self.wide,
         )
-        return JointModel(*towers, build_loss(self.config))
+        return JointModel(
+            *towers, build_loss(self.config), normalize=self.config.towers.normalize
+        )
 
     def _network(self, objective: int) -> tuple[CascadeTrainer, int]:
         return self.trainers[0], objective

@@ -48,6 +48,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "tau_0.05": ("cascade.stage.tau=0.05",),
     "tau_0.1": ("cascade.stage.tau=0.1",),
     "tau_0.3": ("cascade.stage.tau=0.3",),
+    "normalized": ("towers.normalize=True", "loss.temperature=0.15"),
+    "history_dropout_0.5": ("towers.history_dropout=0.5",),
     "recovery_off": ("cascade.stage.recovery_epochs=0",),
     "recovery_on": ("cascade.stage.recovery_epochs=1",),
     "margin_off": ("loss.margin.form=none",),

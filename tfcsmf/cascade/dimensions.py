@@ -71,6 +71,27 @@ def principal_directions(
     return forth, back
 
 
+def common_directions(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Finds perpendicular directions in which few dimensions hold most of the vectors.
+
+    Where vectors are normalised, a turn has to keep lengths, so it cannot be any basis.
+    Both sides count alike: directions are the eigenvectors of the sum of the second
+    moments of both, each of trace 1, largest first.
+
+    Args:
+      queries: float [n, d].
+      candidates: float [C, d].
+
+    Returns:
+      An orthogonal matrix, float64 [d, d].
+    """
+    moments = np.zeros((queries.shape[1],) * 2)
+    for part in (np.float64(queries), np.float64(candidates)):
+        second = part.T @ part
+        moments += second / max(np.trace(second), np.finfo(np.float32).tiny)
+    return np.linalg.eigh(moments)[1][:, ::-1]
+
+
 def _root(moments: np.ndarray) -> np.ndarray:
     """Returns the symmetric square root of second moments, made invertible."""
     size = len(moments)
@@ -95,7 +116,12 @@ def rotate_free_dimensions(
       candidates: training-pass vectors of the catalogue, float [C, d].
     """
     free = np.flatnonzero(model.block_owner.numpy() == FREE)
-    forth, back = principal_directions(queries[:, free], candidates[:, free])
+    vectors = queries[:, free], candidates[:, free]
+    if model.normalize:
+        forth = common_directions(*vectors)
+        back = forth.T
+    else:
+        forth, back = principal_directions(*vectors)
     for tower, turn in ((model.query_tower, forth), (model.candidate_tower, back.T)):
         kernel = tower.output_layer.kernel
         value = kernel.numpy()

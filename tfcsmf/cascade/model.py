@@ -21,6 +21,8 @@ from tfcsmf.towers import (
     OwnedParameter,
     RowBlock,
     Tower,
+    block_slack,
+    bounded,
 )
 from tfcsmf.towers.ownership import new_owner
 from tfcsmf.towers.tower import NO_BLOCKS, Blocks
@@ -48,6 +50,8 @@ class CSMF(tfrs.Model):
       disjoint_blocks: use block o alone in s_o instead of blocks 0..o.
       margin: keyword arguments of `adaptive_margin` (`form`, `strength`,
         `maximum`).
+      normalize: vectors of bounded length, see `tfcsmf.towers.bounded`: u^(o) and
+        v_0 have length 1, later blocks of v at most 1.
 
     Attributes:
       stage: the stage in training, 0-based; it uses raw parameters and owns the
@@ -68,6 +72,7 @@ class CSMF(tfrs.Model):
         loss: SampledSoftmax,
         disjoint_blocks: bool = False,
         margin: Mapping[str, Any] | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.query_tower = query_tower
@@ -75,6 +80,7 @@ class CSMF(tfrs.Model):
         self.task = loss
         self.disjoint_blocks = disjoint_blocks
         self.margin = dict(margin or {"form": "none", "strength": 0.0})
+        self.normalize = normalize
         self.block_owner = new_owner("block_owner", (query_tower.dimension,))
         self.stage = 0
         self.frozen_candidates: tf.Tensor | None = None
@@ -128,7 +134,8 @@ class CSMF(tfrs.Model):
         vectors = self.query_tower(
             inputs, None if training else stage, seed=seed, blocks=blocks
         )
-        return tf.where(self._query_blocks(stage, training), vectors, 0.0)
+        vectors = tf.where(self._query_blocks(stage, training), vectors, 0.0)
+        return bounded(vectors) if self.normalize else vectors
 
     def candidate_vectors(
         self,
@@ -142,7 +149,8 @@ class CSMF(tfrs.Model):
         vectors = self.candidate_tower(
             inputs, None if training else stage, seed=seed, blocks=blocks
         )
-        return tf.where(self._own_block(stage, training), vectors, 0.0)
+        vectors = tf.where(self._own_block(stage, training), vectors, 0.0)
+        return bounded(vectors, block_slack(stage)) if self.normalize else vectors
 
     def all_blocks(self, inputs: Inputs, stages: int) -> tf.Tensor:
         """Returns the candidate vectors on the blocks of the first `stages` stages."""
@@ -250,6 +258,7 @@ def build_model(config: Config, log: PreparedLog) -> CSMF:
         build_loss(config),
         disjoint_blocks=config.cascade.blocks == "disjoint",
         margin=config.loss.margin.model_dump(),
+        normalize=config.towers.normalize,
     )
 
 
@@ -295,6 +304,7 @@ def build_towers(
         feature_specs(log.users),
         id_dropout=towers.query_id_dropout,
         histories=[history_name(event) for event in log.history_events],
+        history_dropout=towers.history_dropout,
         history_table=candidate_tower.id_table,
         name="query",
         **common,

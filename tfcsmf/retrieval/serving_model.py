@@ -28,6 +28,7 @@ from tfcsmf.retrieval.signatures import (
     filter_name,
     trace,
 )
+from tfcsmf.towers import block_slack, bounded
 
 # The score of a place that no candidate is left for: JSON has no infinity.
 NO_SCORE = float(np.finfo(np.float32).min)
@@ -83,6 +84,7 @@ class ServingModel(tf.Module):
         self.candidate_tower = FoldedTower(model.candidate_tower, own)
         history_table: FoldedTable = self.candidate_tower.id_table
         self.query_tower = FoldedTower(model.query_tower, seen, history_table)
+        self._normalize = model.normalize
         self.scales = tf.constant(scales, tf.float32)
         self.default_weights = tf.constant(weights, tf.float32)
         self._objectives = tuple(log.objectives)
@@ -95,7 +97,9 @@ class ServingModel(tf.Module):
 
     def query_vectors(self, raw: Raw) -> tf.Tensor:
         """Returns u^(o) of every objective, not yet scaled, float [B, S, d]."""
-        return tf.transpose(self.query_tower(self.query_inputs(raw)), [1, 0, 2])
+        vectors = self.query_tower(self.query_inputs(raw))
+        vectors = bounded(vectors) if self._normalize else vectors
+        return tf.transpose(vectors, [1, 0, 2])
 
     def embed_query(self, raw: Raw) -> dict[str, tf.Tensor]:
         """Returns the query vectors fused with the default weights, [B, d]."""
@@ -113,6 +117,9 @@ class ServingModel(tf.Module):
     def embed_candidate(self, raw: Raw) -> dict[str, tf.Tensor]:
         """Returns candidate vectors, all blocks, [B, d]."""
         vectors = self.candidate_tower(self.candidate_inputs(raw))
+        if self._normalize:
+            slack = [block_slack(stage) for stage in range(len(self._objectives))]
+            vectors = bounded(vectors, tf.reshape(slack, [-1, 1, 1]))
         return {"vectors": tf.reduce_sum(vectors, axis=0)}
 
     def retrieve(

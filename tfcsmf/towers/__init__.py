@@ -3,6 +3,7 @@
 from tfcsmf.towers.layer_norm import OwnedLayerNorm
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
+from tfcsmf.towers.normalization import block_slack, bounded
 from tfcsmf.towers.ownership import CLOSED, FREE, OwnedParameter, keep_owned
 from tfcsmf.towers.tower import FeatureSpec, Tower
 
@@ -16,5 +17,7 @@ __all__ = [
     "OwnedParameter",
     "RowBlock",
     "Tower",
+    "block_slack",
+    "bounded",
     "keep_owned",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfcsmf.data.rows import UNKNOWN
+from tfcsmf.data.rows import PADDING, UNKNOWN
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
 from tfcsmf.towers.ownership import OwnedParameter
@@ -50,6 +50,7 @@ class Tower(tf.keras.layers.Layer):
       dropout: rate on the input of every dense layer in training.
       histories: keys of history inputs: rows of `history_table`, ragged or padded
         int [batch, length]. One that is not given is empty.
+      history_dropout: share of every history's rows that training leaves out.
       history_table: the candidate tower's id table, shared and owned there.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
@@ -74,6 +75,7 @@ class Tower(tf.keras.layers.Layer):
         id_dropout: float = 0.0,
         dropout: float = 0.0,
         histories: Sequence[str] = (),
+        history_dropout: float = 0.0,
         history_table: MaskedEmbedding | None = None,
         **kwargs: Any,
     ) -> None:
@@ -92,6 +94,7 @@ class Tower(tf.keras.layers.Layer):
         self.id_dropout = id_dropout
         self.dropout = dropout
         self.histories = tuple(histories)
+        self.history_dropout = history_dropout
         self._settings = {
             "num_ids": num_ids,
             "hidden_units": tuple(hidden_units),
@@ -201,12 +204,15 @@ class Tower(tf.keras.layers.Layer):
             values = inputs[spec.name]
             pooled = spec.kind == "multi"
             parts.append((encoder.pool if pooled else encoder)(values, stage))
-        for name in self.histories:
+        for number, name in enumerate(self.histories):
             table = self._history_table()
             if name not in inputs:
                 parts.append(tf.zeros([tf.shape(ids)[0], table.dimension]))
                 continue
-            parts.append(table.pool(inputs[name], stage, blocks.get(table.name)))
+            history = inputs[name]
+            if seed is not None and self.history_dropout:
+                history = thinned(history, self.history_dropout, seed + [0, number + 1])
+            parts.append(table.pool(history, stage, blocks.get(table.name)))
         return tf.concat(parts, axis=1)
 
     def owned_parameters(self) -> list[OwnedParameter]:
@@ -235,9 +241,33 @@ class Tower(tf.keras.layers.Layer):
                 "dimension": self.dimension,
                 "id_dropout": self.id_dropout,
                 "dropout": self.dropout,
+                "history_dropout": self.history_dropout,
                 "histories": list(self.histories),
             }
         )
+
+
+def thinned(
+    rows: tf.Tensor | tf.RaggedTensor, share: float, seed: tf.Tensor
+) -> tf.Tensor | tf.RaggedTensor:
+    """Leaves out a share of the rows of lists, drawn by a stateless generator.
+
+    Args:
+      rows: int [batch, length], padded; or ragged without padding.
+      share: probability that a row is left out.
+      seed: int [2].
+    """
+    ragged = isinstance(rows, tf.RaggedTensor)
+    values = rows.flat_values if ragged else rows
+    kept = tf.random.stateless_uniform(tf.shape(values), seed) >= share
+    if not ragged:
+        return tf.where(kept, rows, PADDING)
+    return tf.RaggedTensor.from_value_rowids(
+        tf.boolean_mask(values, kept),
+        tf.boolean_mask(rows.value_rowids(), kept),
+        nrows=rows.nrows(),
+        validate=False,
+    )
 
 
 def build_layer(layer: tf.keras.layers.Layer, width: int) -> None:
