@@ -132,7 +132,7 @@ class StageConfig(Section):
     batch_size: Positive = 1024
     epochs: Positive = 20
     # Evaluations without improvement before a stage stops; 0 never stops early.
-    patience: NonNegative = 3
+    patience: NonNegative = 2
     # What is validated and kept is an exponential average over the ends of epochs:
     # the weight of the newest. 1 keeps the newest alone.
     averaging: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.25
