@@ -24,18 +24,20 @@ def bounded(vectors: tf.Tensor, slack: tf.Tensor | float = 0.0) -> tf.Tensor:
       slack: >= 0, shape broadcastable to [..., 1].
 
     Example:
-      >>> bounded(tf.constant([[3.0, 4.0], [0.0, 0.0]])).numpy().round(3).tolist()
-      [[0.6, 0.8], [0.0, 0.0]]
-      >>> bounded(tf.constant([[1.0]]), 1.0).numpy().round(3).tolist()
+      >>> print(bounded(tf.constant([[3.0, 4.0], [0.0, 0.0]])).numpy())
+      [[0.6 0.8]
+       [0.  0. ]]
+      >>> print(bounded(tf.constant([[1.0]]), 1.0).numpy().round(3))
       [[0.707]]
 
     References:
       Yi et al., Sampling-bias-corrected neural modeling for large corpus item
       recommendations, RecSys '19 (normalisation and temperature).
     """
-    # A division: reciprocal roots are approximated, and not alike in all places.
     square = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
-    return vectors / tf.sqrt(square + slack + _TINY)
+    # Graphs turn a division by a root into a product with the reciprocal root, which
+    # rounds otherwise; this one they leave alone.
+    return tf.math.divide_no_nan(vectors, tf.sqrt(square + slack + _TINY))
 
 
 def block_slack(stage: int) -> float:
