@@ -173,3 +173,23 @@ def test_experts_need_a_hidden_layer(log):
         with pytest.raises(ConfigError, match=r"towers\.hidden_units"):
             make_system(name, config).build(log)
     assert make_system("shared_bottom", config).build(log).dimension == 8
+
+
+@pytest.mark.parametrize("name", ["mmoe", "mmoe_wide"])
+def test_normalised_vectors_have_length_one_in_every_block(log, name):
+    config = Config.from_dict(CONFIG.to_dict(), ["towers.normalize=true"])
+    model = make_system(name, config).build(log)
+    batch = batch_of(join(log, one_score=False))
+    blocks = model.row_blocks(batch["rows"])
+    wide = name.endswith("_wide")
+    size = config.towers.dimension
+    candidates = model.candidate_vectors(batch["candidate"], 0, blocks=blocks).numpy()
+    apart = candidates.reshape(len(candidates), -1, size)
+    assert apart.shape[1] == (2 if wide else 1)
+    np.testing.assert_allclose(np.linalg.norm(apart, axis=2), 1, rtol=1e-5)
+    for objective in range(2):
+        query = model.query_vectors(batch["query"], objective, blocks=blocks).numpy()
+        lengths = np.linalg.norm(query.reshape(len(query), -1, size), axis=2)
+        # A wide head fills its own block alone.
+        expected = np.eye(2)[objective] if wide else [1]
+        np.testing.assert_allclose(lengths, np.tile(expected, (len(query), 1)), 1e-5)
