@@ -30,7 +30,9 @@ def index(request):
     if request.param == "scann":
         pytest.importorskip("scann")
     queries = clustered(90, seed=5).reshape(30, 3, 16)
-    settings = RetrievalConfig(index=request.param, k=10, max_exclusions=0)
+    settings = RetrievalConfig(
+        index=request.param, k=10, max_exclusions=0, target_recall=0.99
+    )
     return build_index(clustered(SIZE), queries, settings)
 
 
@@ -103,8 +105,9 @@ def test_few_that_pass_are_searched_exactly(index, passing, count):
 @pytest.mark.parametrize("share", [0.04, 0.2, 0.5, 1.0])
 def test_many_that_pass_are_found_as_well_as_without_a_filter(index, share):
     allowed = np.random.default_rng(1).random(SIZE) < share
+    queries = clustered(30, seed=8)
     found, expected = [], []
-    for query in clustered(30, seed=8):
+    for query in queries:
         scores, positions = search_passing(index, query, allowed, tf.constant(10))
         best, _ = brute_force(query, allowed, 10)
         assert allowed[positions.numpy()].all()
@@ -113,7 +116,11 @@ def test_many_that_pass_are_found_as_well_as_without_a_filter(index, share):
         found.append(positions.numpy())
         expected.append(best)
     recall = overlap(np.array(found), np.array(expected))
-    assert recall == 1 if index.is_exact else recall >= 0.95
+    _, unfiltered = index.search(tf.constant(queries), 10)
+    best = [brute_force(query, np.ones(SIZE, bool), 10)[0] for query in queries]
+    # How good an index is depends on how its training went, which ScaNN does not seed.
+    without = overlap(unfiltered.numpy(), np.array(best))
+    assert without == recall == 1 if index.is_exact else recall >= without - 0.05
 
 
 def test_what_the_index_does_not_reach_is_searched_exactly(index):
