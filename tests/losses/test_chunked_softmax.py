@@ -97,8 +97,9 @@ def test_positives_can_be_anywhere():
     pairs = tf.constant(PAIRS)
 
     def listed_once(queries, candidates):
+        positives = tf.stack([tf.range(ROWS), columns], axis=1)
         return chunked_softmax(
-            queries, candidates, BIAS, None, WEIGHTS, pairs, None, tf.constant(columns)
+            queries, candidates, BIAS, None, WEIGHTS, pairs, positives=positives
         )
 
     def listed_first(queries, candidates):

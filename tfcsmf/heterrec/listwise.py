@@ -97,7 +97,7 @@ def step_loss(
         column_bias=column_bias,
         sample_weight=weights,
         excluded_pairs=pairs,
-        positive_columns=positives,
+        positives=tf.stack([tf.range(tf.shape(positives)[0]), positives], axis=1),
     )
     return tf.math.divide_no_nan(total, tf.reduce_sum(weights))
 

@@ -27,33 +27,46 @@ def chunked_softmax(
     sample_weight: tf.Tensor | None = None,
     excluded_pairs: tf.Tensor | None = None,
     adjust: AdjustScores | None = None,
-    positive_columns: tf.Tensor | None = None,
+    positives: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Returns the summed softmax cross-entropy of rows against columns.
+    """Returns the softmax cross-entropy of rows against columns, summed over positives.
 
-    The positive of row r is column r, or `positive_columns[r]`. Scores are computed
-    for some rows at a time, and the gradient along with them, so that neither pass
-    holds a [rows, columns] matrix: memory is a chunk of two million scores.
+    The positive of row r is column r, or a row has the positives P_r that `positives`
+    lists. They share the row's negatives N_r, all columns but P_r and those excluded:
+
+        sum over r, p in P_r of w_p (log(exp(s_rp) + sum_{j in N_r} exp(s_rj)) - s_rp)
+
+    so that one positive of a row is never a negative of another. It is the loss of
+    one row per positive at the price of one row.
+
+    Scores are computed for some rows at a time, and the gradient along with them, so
+    that neither pass holds a [rows, columns] matrix: memory is a chunk of two million
+    scores.
 
     Args:
       queries: float [rows, d].
-      candidates: float [columns, d], columns >= rows unless `positive_columns` is
-        given.
+      candidates: float [columns, d], columns >= rows unless `positives` is given.
       column_bias: float [columns], added to the scores of negatives.
-      positive_bias: float [rows], added to the positives' scores.
-      sample_weight: float [rows].
-      excluded_pairs: int32 [n, 2] of (row, column), sorted by row: left out of
+      positive_bias: float [n], added to the positives' scores; n is the number of
+        positives, by default `rows`.
+      sample_weight: float [n].
+      excluded_pairs: int32 [m, 2] of (row, column), sorted by row: left out of
         the softmax. Positives never are.
       adjust: changes the biased scores of negatives (margins, masks); no gradient
         flows through what it adds.
-      positive_columns: int32 [rows], for candidates that are listed once however
-        many rows have them as their positive, such as a whole catalogue.
+      positives: int32 [n, 2] of (row, column), sorted by row: any number per row, also
+        none, for candidates that are listed once however many rows have them as
+        their positive. Rows without positives add nothing and get no gradient.
 
     Returns:
       A float scalar, differentiable (once) in queries and candidates.
 
     Example:
       >>> loss = chunked_softmax(tf.zeros([2, 3]), tf.zeros([2, 3]))  # 2 ln 2
+      >>> round(float(loss), 4)
+      1.3863
+      >>> both = tf.constant([[0, 0], [0, 1]])  # of row 0, against column 2: 2 ln 2
+      >>> loss = chunked_softmax(tf.zeros([2, 3]), tf.zeros([3, 3]), positives=both)
       >>> round(float(loss), 4)
       1.3863
     """
@@ -63,19 +76,6 @@ def chunked_softmax(
     @tf.custom_gradient
     def loss_of(queries: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
-        columns_of = tf.range(rows) if positive_columns is None else positive_columns
-        # [rows, d], the positives
-        own = candidates[:rows]
-        if positive_columns is not None:
-            own = tf.gather(candidates, positive_columns)
-        positives = tf.reduce_sum(queries * own, axis=1)
-        if positive_bias is not None:
-            positives += positive_bias
-        weights = (
-            tf.ones_like(positives)
-            if sample_weight is None
-            else tf.cast(sample_weight, positives.dtype)
-        )
 
         def body(
             number: tf.Tensor,
@@ -91,34 +91,49 @@ def chunked_softmax(
                 scores = tf.nn.bias_add(scores, column_bias)
             if adjust is not None:
                 scores = adjust(scores, start, stop)
-            hidden = _hidden_in(excluded_pairs, columns_of[start:stop], start, stop)
-            scores = tf.tensor_scatter_nd_update(
-                scores, hidden, tf.fill([tf.shape(hidden)[0]], EXCLUDED)
+            own = (
+                _Diagonal(start, stop)
+                if positives is None
+                else _Listed(positives, start, stop)
             )
-            positive = positives[start:stop, tf.newaxis]
-            top = tf.maximum(tf.reduce_max(scores, axis=1, keepdims=True), positive)
+            hidden = _hidden_in(excluded_pairs, own.pairs, start, stop)
+            excluded = tf.constant(EXCLUDED, scores.dtype)
+            scores = tf.tensor_scatter_nd_update(
+                scores, hidden, tf.fill([tf.shape(hidden)[0]], excluded)
+            )
+            # Below, p is the number of positives of these rows, r that of the rows.
+            owners, vectors = own.spread(part), own.vectors(candidates)  # [p, d]
+            positive = tf.reduce_sum(owners * vectors, axis=1, keepdims=True)  # [p, 1]
+            if positive_bias is not None:
+                positive += positive_bias[own.first : own.last, tf.newaxis]
+            weight = tf.ones_like(positive)
+            if sample_weight is not None:
+                weight = sample_weight[own.first : own.last, tf.newaxis]
+                weight = tf.cast(weight, positive.dtype)
+            # A row's positives can lie so far apart that no one shift keeps all their
+            # sums in range. So the row's negatives are shifted by the greatest of them
+            # or the lowest positive, the sum of a higher positive by that positive.
+            row_top = tf.maximum(
+                tf.reduce_max(scores, axis=1, keepdims=True), own.lowest(positive)
+            )
             # Left unnormalised: d columns are divided instead of all of them.
-            share = tf.exp(scores - top)  # [r, columns]
+            share = tf.exp(scores - row_top)  # [r, columns]
+            row_top = own.spread(row_top)
+            top = tf.maximum(row_top, positive)
+            lowered = tf.exp(row_top - top)  # exactly 1 for the only one of a row
             positive_share = tf.exp(positive - top)
-            norm = tf.reduce_sum(share, axis=1, keepdims=True) + positive_share
-            weight = weights[start:stop, tf.newaxis]
+            negatives = tf.reduce_sum(share, axis=1, keepdims=True)
+            norm = own.spread(negatives) * lowered + positive_share
             total += tf.reduce_sum(weight * (tf.math.log(norm) + top - positive))
             scale = weight / norm
             pull = scale * positive_share - weight  # of the positive, <= 0
+            scale = own.sum(scale * lowered)  # [r, 1]
             parts = parts.write(
                 number,
-                scale * tf.matmul(share, candidates) + pull * own[start:stop],
+                scale * tf.matmul(share, candidates) + own.sum(pull * vectors),
             )
             candidate_gradient += tf.matmul(share, scale * part, transpose_a=True)
-            if positive_columns is None:
-                ends = [start, tf.shape(candidates)[0] - stop]
-                candidate_gradient += tf.pad(pull * part, [ends, [0, 0]])
-            else:
-                candidate_gradient = tf.tensor_scatter_nd_add(
-                    candidate_gradient,
-                    columns_of[start:stop, tf.newaxis],
-                    pull * part,
-                )
+            candidate_gradient = own.add_to(candidate_gradient, pull * owners)
             return number + 1, total, parts, candidate_gradient
 
         count = tf.maximum((rows + chunk - 1) // chunk, 1)
@@ -148,16 +163,83 @@ def chunked_softmax(
     return loss_of(queries, candidates)
 
 
+class _Diagonal:
+    """The positives of rows [start, stop) where row r has column r.
+
+    Attributes:
+      first: the chunk's positives are numbers `first` to `last` - 1 of all.
+      last: see `first`.
+      pairs: int32 [p, 2] of (row - start, column).
+    """
+
+    def __init__(self, start: tf.Tensor, stop: tf.Tensor) -> None:
+        self.first, self.last = start, stop
+        self.pairs = tf.stack([tf.range(stop - start), tf.range(start, stop)], axis=1)
+
+    def vectors(self, candidates: tf.Tensor) -> tf.Tensor:
+        """Returns the positives' vectors, [p, d]."""
+        return candidates[self.first : self.last]
+
+    def spread(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns for every positive what its row has, [r, ...] -> [p, ...]."""
+        return values
+
+    def sum(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns the sums over the positives of every row, [p, k] -> [r, k]."""
+        return values
+
+    def lowest(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns the least of every row, the greatest float where it has none."""
+        return values
+
+    def add_to(self, gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """Adds every positive's values [p, d] to its column of [columns, d]."""
+        ends = [self.first, tf.shape(gradient)[0] - self.last]
+        return gradient + tf.pad(values, [ends, [0, 0]])
+
+
+class _Listed(_Diagonal):
+    """The positives of rows [start, stop) among (row, column) sorted by row."""
+
+    def __init__(self, positives: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> None:
+        self.first, self.last, self.pairs = _pairs_of(positives, start, stop)
+        self.rows, self.columns = tf.unstack(self.pairs, axis=1)
+        self.size = stop - start
+
+    def vectors(self, candidates: tf.Tensor) -> tf.Tensor:
+        return tf.gather(candidates, self.columns)
+
+    def spread(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.gather(values, self.rows)
+
+    def sum(self, values: tf.Tensor) -> tf.Tensor:
+        # Not the unsorted kind, whose order of additions may differ between runs.
+        sums = tf.math.segment_sum(values, self.rows)  # up to the last row that has any
+        return tf.pad(sums, [[0, self.size - tf.shape(sums)[0]], [0, 0]])
+
+    def lowest(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.math.unsorted_segment_min(values, self.rows, self.size)
+
+    def add_to(self, gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        return tf.tensor_scatter_nd_add(gradient, self.columns[:, tf.newaxis], values)
+
+
 def _hidden_in(
     excluded_pairs: tf.Tensor | None,
-    columns: tf.Tensor,
+    positives: tf.Tensor,
     start: tf.Tensor,
     stop: tf.Tensor,
 ) -> tf.Tensor:
     """Returns (row - start, column) of the positives and excluded pairs, [n, 2]."""
-    positives = tf.stack([tf.range(stop - start), columns], axis=1)
     if excluded_pairs is None:
         return positives
-    first, last = tf.unstack(tf.searchsorted(excluded_pairs[:, 0], [start, stop]))
-    pairs = excluded_pairs[first:last] - tf.stack([start, tf.zeros_like(start)])
+    pairs = _pairs_of(excluded_pairs, start, stop)[2]
     return tf.concat([positives, pairs], axis=0)
+
+
+def _pairs_of(
+    pairs: tf.Tensor, start: tf.Tensor, stop: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns first, last and (row - start, column) of the pairs of [start, stop)."""
+    first, last = tf.unstack(tf.searchsorted(pairs[:, 0], [start, stop]))
+    return first, last, pairs[first:last] - tf.stack([start, tf.zeros_like(start)])
