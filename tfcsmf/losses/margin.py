@@ -36,7 +36,8 @@ def adaptive_margin(
         bit.
       maximum: cap of the `order` form, in units of upstream scores.
       positives: float [rows], upstream scores of the positives; by default that of
-        row r is column r, and its margin is 0.
+        row r is column r, and its margin is 0. For rows with several positives the
+        reference is the mean of their upstream scores (our reading).
 
     Example:
       >>> scores = tf.constant([[0.0, 0.0]])

@@ -18,17 +18,21 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
     """`tfrs.tasks.Retrieval` with an unclipped correction, margins and masks.
 
     Takes the arguments of `tfrs.tasks.Retrieval` and returns the same loss (sum
-    over rows) wherever that one is right. Differences:
+    over positives) wherever that one is right. Differences:
 
     - the sampling correction is not clipped at 1e-6, which flattens the tail of
       large catalogues;
     - with `correct_positives=False` the positive keeps its own logit and
-      negatives are divided by their *expected count* `(columns - 1) * p`. Then
-      the denominator is an unbiased estimate of the full softmax's: `exp(s_i) +
-      sum_j exp(s_j) / E[count_j]`. TFRS corrects the positive as well
+      negatives are divided by their *expected count* `draws * p`, with `draws`
+      all columns but the row's positive (`sum(candidate_counts) - n / rows` for n
+      positives in all; at least 1). Then the denominator is an unbiased estimate
+      of the full softmax's: `exp(s_i) + sum_j exp(s_j) / E[count_j]`. TFRS
+      corrects the positive as well
       (`correct_positives=True`, the default here), which gives rare positives
       too little gradient;
     - any column can be left out of a row, by `score_mask` or `excluded_pairs`;
+    - a row may have any number of positives (`positives`), and a column may stand
+      for several draws (`candidate_counts`);
     - `margin` is added to the logits of negatives;
     - scores and their gradient are computed a chunk of rows at a time, without a
       [rows, columns] matrix (unless batch metrics or `num_hard_negatives` ask for
@@ -93,14 +97,17 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         score_mask: tf.Tensor | None = None,
         margin: Margin | None = None,
         excluded_pairs: tf.Tensor | None = None,
+        positives: tf.Tensor | None = None,
+        candidate_counts: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Computes the loss.
 
         Args:
           query_embeddings: float [rows, d].
-          candidate_embeddings: float [columns, d], columns >= rows: the positive
-            of row r is column r, further columns are extra negatives.
-          sample_weight: float [rows].
+          candidate_embeddings: float [columns, d]. Without `positives` columns >=
+            rows: the positive of row r is column r, further columns are extra
+            negatives.
+          sample_weight: float [n], n the number of positives, by default `rows`.
           candidate_sampling_probability: float [columns], the probability that
             one draw of a negative gives this candidate; > 0.
           candidate_ids: [columns], any dtype.
@@ -113,21 +120,32 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
             never held. No gradient flows into it.
           excluded_pairs: int32 [n, 2] of (row, column) sorted by row, left out as
             by `score_mask`: for masks with few false entries.
+          positives: int32 [n, 2] of (row, column) sorted by row, any number per row.
+            A row's positives are no negatives of each other and share its negatives:
+            the loss is that of one row per positive, only cheaper. Not together with
+            `num_hard_negatives`, `remove_accidental_hits` or batch metrics.
+          candidate_counts: float [columns] >= 0, how many draws each column stands
+            for (default: 1 each): a batch that lists a candidate once has the loss
+            of one that repeats it. The logarithm is added to negatives' logits.
 
         Returns:
-          The loss summed over rows, a float scalar.
+          The loss summed over positives, a float scalar.
+
+        Raises:
+          ValueError: if `positives` is combined with what does not take it, or
+            `candidate_ids` lacks where hits are to be removed.
         """
+        use_batch_metrics = compute_batch_metrics and bool(self._batch_metrics)
+        if positives is not None:
+            self._check_takes_positives(use_batch_metrics)
         if self.temperature is not None:
             query_embeddings = query_embeddings / self.temperature
-        rows = tf.shape(query_embeddings)[0]
-        column_bias = positive_bias = None
-        if candidate_sampling_probability is not None:
-            column_bias = -tf.math.log(candidate_sampling_probability)
-            if self.correct_positives:
-                positive_bias = column_bias[:rows]
-            else:
-                draws = tf.maximum(tf.shape(candidate_embeddings)[0] - 1, 1)
-                column_bias -= tf.math.log(tf.cast(draws, tf.float32))
+        column_bias, positive_bias = self._biases(
+            candidate_sampling_probability,
+            candidate_counts,
+            positives,
+            tf.shape(query_embeddings)[0],
+        )
         hit_ids = self._hit_ids(candidate_ids)
         arguments = (query_embeddings, candidate_embeddings, column_bias, positive_bias)
 
@@ -143,21 +161,68 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
             return scores
 
         plain = margin is None and hit_ids is None and score_mask is None
-        if self.num_hard_negatives or (compute_batch_metrics and self._batch_metrics):
+        if self.num_hard_negatives or use_batch_metrics:
             scores = _all_scores(*arguments, excluded_pairs, adjust)
             loss = self._reduce(scores, sample_weight)
         else:
             scores = None
             loss = chunked_softmax(
-                *arguments, sample_weight, excluded_pairs, None if plain else adjust
+                *arguments,
+                sample_weight,
+                excluded_pairs,
+                None if plain else adjust,
+                positives,
             )
         self._update_metrics(
             loss,
             scores,
             (query_embeddings, candidate_embeddings, candidate_ids, sample_weight),
+            positives,
             compute_metrics,
         )
         return loss
+
+    def _check_takes_positives(self, use_batch_metrics: bool) -> None:
+        for name, used, advice in (
+            ("num_hard_negatives", self.num_hard_negatives, "Leave it out"),
+            (
+                "remove_accidental_hits",
+                self.remove_accidental_hits,
+                "List every candidate once, with `candidate_counts`",
+            ),
+            ("batch metrics", use_batch_metrics, "Pass compute_batch_metrics=False"),
+        ):
+            if used:
+                raise ValueError(
+                    f"`positives` should not be combined with {name}. Received both. "
+                    f"{advice}, or give one row per positive."
+                )
+
+    def _biases(
+        self,
+        probability: tf.Tensor | None,
+        counts: tf.Tensor | None,
+        positives: tf.Tensor | None,
+        rows: tf.Tensor,
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Returns what is added to the logits of negatives and of positives."""
+        repeated = None if counts is None else tf.math.log(counts)
+        if probability is None:
+            return repeated, None
+        bias, positive_bias = -tf.math.log(probability), None
+        if self.correct_positives:
+            positive_bias = (
+                bias[:rows] if positives is None else tf.gather(bias, positives[:, 1])
+            )
+        else:
+            draws = tf.cast(tf.size(bias), bias.dtype)
+            if counts is not None:
+                draws = tf.reduce_sum(counts)
+            number = rows if positives is None else tf.shape(positives)[0]
+            # A row's own positives are no draws of negatives: their mean number.
+            draws -= tf.cast(number, bias.dtype) / tf.cast(rows, bias.dtype)
+            bias -= tf.math.log(tf.maximum(draws, 1.0))
+        return bias if repeated is None else bias + repeated, positive_bias
 
     def _hit_ids(self, candidate_ids: tf.Tensor | None) -> tf.Tensor | None:
         if not self.remove_accidental_hits:
@@ -189,20 +254,23 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         loss: tf.Tensor,
         scores: tf.Tensor | None,
         inputs: tuple[Any, ...],
+        positives: tf.Tensor | None,
         compute_metrics: bool,
     ) -> None:
         queries, candidates, candidate_ids, sample_weight = inputs
         for metric in self._loss_metrics:
             metric.update_state(loss)
         rows = tf.shape(queries)[0]
-        if compute_metrics:
+        if compute_metrics and self._factorized_metrics:
+            chosen = tf.range(rows) if positives is None else positives[:, 1]
+            if positives is not None:
+                queries = tf.gather(queries, positives[:, 0])
+            ids = None if candidate_ids is None else tf.gather(candidate_ids, chosen)
             for metric in self._factorized_metrics:
                 metric.update_state(
                     queries,
-                    candidates[:rows],
-                    true_candidate_ids=None
-                    if candidate_ids is None
-                    else candidate_ids[:rows],
+                    tf.gather(candidates, chosen),
+                    true_candidate_ids=ids,
                     sample_weight=sample_weight,
                 )
         if scores is not None:
