@@ -69,6 +69,29 @@ def tiny_log(tiny_config: Any) -> Any:
     return prepare(tiny_config)
 
 
+@pytest.fixture(scope="session")
+def untimed_log(tiny_config: Any, tmp_path_factory: Any) -> Any:
+    """The events of `tiny_log` in an order of no meaning, their times unknown."""
+    from tfcsmf.config import Config
+    from tfcsmf.data.prepare import prepare
+    from tfcsmf.data.simulator import simulate
+
+    simulation = simulate(
+        tiny_config.simulator, tiny_config.cascade.objectives, tiny_config.seed
+    )
+    folder = tmp_path_factory.mktemp("untimed")
+    events = simulation.events.select("user_id", "item_id", "event").unique()
+    tree = tiny_config.to_dict()
+    for name, table in (
+        ("events", events.sort("user_id", "item_id", "event")),
+        ("items", simulation.items),
+        ("users", simulation.users),
+    ):
+        table.write_parquet(folder / f"{name}.parquet")
+        tree["data"][name] = str(folder / f"{name}.parquet")
+    return prepare(Config.from_dict(tree))
+
+
 @pytest.fixture
 def build(tiny_config: Any, tiny_log: Any) -> Callable[..., Any]:
     """Returns a function: `section.key=value` assignments -> an untrained model."""

@@ -69,6 +69,12 @@ class DataConfig(Section):
     validation_share: Share = 0.1
     # Last events kept per history feature.
     history_length: Positive = 50
+    # Where no time is known: share of a user's positives that training takes out of
+    # the histories, anew in every batch, to predict them from what is left.
+    target_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
+    # Share of the targets that histories of other events show: a carted item is
+    # bought more often, which is learned from these.
+    visible_share: Annotated[float, pydantic.Field(ge=0.0, le=1.0)] = 0.5
     # None: one history per objective.
     history_events: tuple[str, ...] | None = None
     # Ids and categories with fewer training events share the UNKNOWN row.
@@ -129,7 +135,9 @@ class StageConfig(Section):
     # Embedding rows are touched rarely and can take larger steps.
     embedding_learning_rate: PositiveFloat = 1e-2
     optimizer: Literal["adam", "adagrad"] = "adam"
-    batch_size: Positive = 1024
+    # Rows of a batch: queries, each with all its positives. Where no time is known a
+    # row is a user; else it is a user at one point of its histories.
+    batch_size: Positive = 512
     epochs: Positive = 20
     # Evaluations without improvement before a stage stops; 0 never stops early.
     patience: NonNegative = 2
@@ -173,6 +181,9 @@ class LossConfig(Section):
 
     # Scores are divided by it.
     temperature: PositiveFloat = 1.0
+    # A catalogue of at most this many items is the negatives of every batch as a
+    # whole; from a larger one they are sampled, as the next settings say.
+    full_softmax_up_to: NonNegative = 20_000
     # logQ correction of in-batch negatives by their frequency in the log.
     correct_sampling: bool = True
     # Uniform negatives shared by the batch, beside the in-batch ones.

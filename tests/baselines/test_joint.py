@@ -53,7 +53,9 @@ def test_batches_mix_objectives_and_exclude_by_objective(log):
     batch = batch_of(joint)
     objective = batch["objective"].numpy()
     assert set(objective) == {0, 1}
-    np.testing.assert_array_equal(batch["weight"], joint.weights[objective])
+    positives = batch["positives"].numpy()
+    own = objective[positives[:, 0]]
+    np.testing.assert_array_equal(batch["weight"], joint.weights[own])
     users = tf.gather(batch["rows"]["user_id"], batch["query"]["user_id"]).numpy()
     items, got = (
         batch["items"].numpy(),
@@ -67,7 +69,8 @@ def test_batches_mix_objectives_and_exclude_by_objective(log):
         known = log.known[log.objectives[objective[row]]].row(int(user[0]))
         expected |= {(row, int(c)) for c in np.flatnonzero(np.isin(items, known))}
         # Every positive is among its own user's known ones.
-        assert items[row] in known
+        targets = items[positives[positives[:, 0] == row, 1]]
+        assert len(targets) and np.isin(targets, known).all()
     rows = {row for row, _ in expected}
     assert {pair for pair in got if pair[0] in rows} == expected
 
@@ -83,11 +86,13 @@ def test_the_loss_is_every_objectives_own_softmax(log):
     total = 0.0
     for number in range(2):
         query = model.query_vectors(batch["query"], number, True, None, blocks)
-        mine = tf.cast(batch["objective"] == number, tf.float32)
+        mine = batch["objective"].numpy()[batch["positives"][:, 0]] == number
         total += model.task(
             query,
             candidate,
-            sample_weight=mine * joint.weights[number],
+            positives=batch["positives"],
+            candidate_counts=batch["counts"],
+            sample_weight=tf.constant(mine * joint.weights[number], tf.float32),
             candidate_sampling_probability=tf.gather(
                 model.sampling_probability, batch["items"]
             ),
@@ -96,7 +101,7 @@ def test_the_loss_is_every_objectives_own_softmax(log):
             compute_batch_metrics=False,
         )
     assert float(model.compute_loss(batch)) == pytest.approx(
-        float(total) / 32, rel=1e-5
+        float(total) / len(batch["positives"]), rel=1e-5
     )
 
 

@@ -1,5 +1,7 @@
 """CSMF: blocks, exact fusion, the loss of a stage, and a TFRS model to fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -32,6 +34,15 @@ def pruned(model, stages=3, seed=0):
 @pytest.fixture
 def row_batch(tiny_log):
     return next(iter(StageBatches(tiny_log, "click", SETTINGS).dataset(1.0, 0, 0, 1)))
+
+
+@pytest.fixture(params=["tiny_log", "untimed_log"])
+def any_batch(request, table_rows):
+    """One positive per row for the most part, or many."""
+    log = request.getfixturevalue(request.param)
+    return table_rows(
+        next(iter(StageBatches(log, "click", SETTINGS).dataset(1, 0, 0, 1)))
+    )
 
 
 @pytest.fixture
@@ -167,26 +178,33 @@ def log_sum_exp(rows):
 
 
 def expected_loss(model, batch, query, candidate, margin=0.0):
-    """Method section 4 in float64: corrected negatives, positives as they are."""
-    items = batch["items"].numpy()
-    scores = query.numpy().astype(np.float64) @ candidate.numpy().T.astype(np.float64)
-    rows = np.arange(len(scores))
-    positives = scores[rows, rows]
+    """The definition, positive by positive."""
+    rows, columns = batch["positives"].numpy().T
+    scores = (query @ tf.transpose(candidate)).numpy().astype(np.float64)
+    positives = scores[rows, columns]
+    if "counts" in batch:
+        scores = scores + np.log(batch["counts"].numpy())
     if model.sampling_probability is not None:
-        counts = model.sampling_probability.numpy()[items] * (len(items) - 1)
-        scores = scores - np.log(counts)
+        draws = batch["counts"].numpy().sum() - len(rows) / len(scores)
+        probability = model.sampling_probability.numpy()[batch["items"].numpy()]
+        scores = scores - np.log(probability * draws)
     scores = scores + margin
-    scores[items[None] == items[: len(rows), None]] = -np.inf
     scores[tuple(batch["excluded_pairs"].numpy().T)] = -np.inf
-    scores[rows, rows] = positives
-    return (log_sum_exp(scores) - positives).mean()
+    scores[rows, columns] = -np.inf
+    negatives = scores[rows]  # [n, columns]
+    total = log_sum_exp(np.concatenate([negatives, positives[:, None]], axis=1))
+    return (total - positives).mean()
 
 
 @pytest.mark.parametrize("corrected", [True, False])
-def test_loss_of_the_first_stage(build, tiny_log, batch, corrected):
+def test_loss_of_the_first_stage(build, tiny_log, table_rows, corrected):
     model = build()
+    # Negatives are drawn, or else the catalogue is small enough.
+    batches = StageBatches(
+        tiny_log, "click", replace(SETTINGS, full_softmax_up_to=0 if corrected else 40)
+    )
+    batch = table_rows(next(iter(batches.dataset(1.0, 0, 0, 1))))
     if corrected:
-        batches = StageBatches(tiny_log, "click", SETTINGS)
         model.sampling_probability = tf.constant(batches.probability)
     expected = expected_loss(
         model, batch, model.query_tower(batch["query"]),
@@ -209,7 +227,8 @@ def second_stage(model, some_inputs):
     ("form", "strength"),
     [("none", 0.1), ("confusable", 0.0), ("confusable", 2.0), ("order", 0.7)],
 )
-def test_loss_of_a_later_stage(build, some_inputs, batch, form, strength):
+def test_loss_of_a_later_stage(build, some_inputs, any_batch, form, strength):
+    batch = any_batch
     model = second_stage(
         build(f"loss.margin.form={form}", f"loss.margin.strength={strength}"),
         some_inputs,
@@ -218,7 +237,10 @@ def test_loss_of_a_later_stage(build, some_inputs, batch, form, strength):
     margin = 0.0
     if form != "none" and strength:
         upstream = model.query_vectors(batch["query"], 0) @ tf.transpose(frozen)
-        margin = adaptive_margin(upstream, form, strength).numpy()
+        positives = batch["positives"].numpy()
+        own = tf.gather_nd(upstream, positives)
+        mean = tf.math.segment_mean(own, positives[:, 0])
+        margin = adaptive_margin(upstream, form, strength, positives=mean).numpy()
     query = model.query_vectors(batch["query"], 1, True)
     block = model.candidate_vectors(batch["candidate"], 1, True)
     expected = expected_loss(model, batch, query, block + frozen, margin)

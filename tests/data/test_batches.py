@@ -100,37 +100,50 @@ def test_a_batch_is_a_function_of_seed_stage_phase_and_number(tiny_log):
 
     base = items()
     for changes in ({"phase": 1}, {"seed": 4}, {"objective": "conversion"}):
-        other = items(**changes)
-        assert not np.array_equal(other[:32], base[:32])
-        assert not np.array_equal(other[32:40], base[32:40])
+        assert not np.array_equal(items(**changes), base)
 
 
-def test_steps_differ_in_order_negatives_and_dropout(tiny_log):
-    batches = make(tiny_log)
+@pytest.mark.parametrize("name", ["tiny_log", "untimed_log"])
+def test_steps_differ_in_rows_targets_negatives_and_dropout(name, request):
+    log = request.getfixturevalue(name)
+    batches = make(log, batch_size=8)
     per_epoch = batches.steps_per_epoch()
     steps = numpy_of(batches.dataset(1.0, 0, 0, 2 * per_epoch))
-    for part in (slice(0, 32), slice(32, 40), slice(40, 44)):
-        drawn = {tuple(batch["items/"][part]) for batch in steps}
+    parts = ["rows/user_id", "items/", "seed/"]
+    if name == "untimed_log":
+        parts.append("positives/")
+    for part in parts:
+        drawn = {batch[part].tobytes() for batch in steps}
         assert len(drawn) == len(steps)
-    assert len({tuple(batch["seed/"]) for batch in steps}) == len(steps)
+
+
+def test_target_and_negatives_are_drawn_apart(untimed_log):
+    """Fewer negatives leave rows, targets and histories as they are."""
+    first, second = (
+        numpy_of(make(untimed_log, uniform_negatives=n).dataset(1.0, 0, 2, 3))[0]
+        for n in (8, 30)
+    )
+    count = len(np.unique(first["positives/"][:, 1]))
+    np.testing.assert_array_equal(first["positives/"], second["positives/"])
+    np.testing.assert_array_equal(first["items/"][:count], second["items/"][:count])
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6])
 @pytest.mark.parametrize("batch_size", [32, 7])
-def test_every_example_once_per_epoch_up_to_the_remainder(tiny_log, share, batch_size):
+def test_every_row_once_per_epoch_up_to_the_remainder(tiny_log, share, batch_size):
     batches = make(tiny_log, batch_size=batch_size, uniform_negatives=0)
     chosen = batches.subset(share)
     per_epoch = batches.steps_per_epoch(share)
     assert per_epoch == len(chosen) // batch_size
-    assert len(chosen) == round(share * len(batches.examples.pairs))
+    assert len(chosen) == round(share * len(batches.rows))
     assert len(np.unique(chosen)) == len(chosen)
     numbers = tf.constant(chosen)
     orders = []
     for epoch in range(2):
         # The rows themselves, before anything is looked up.
-        batches._assemble = lambda rows, _: {"examples": rows}
+        batches._assemble = lambda rows, _: {"rows": rows}
         part = batches.dataset(share, 0, epoch * per_epoch, (epoch + 1) * per_epoch)
-        met = np.concatenate([batch["examples"] for batch in part])
+        met = np.concatenate([batch["rows"] for batch in part])
         assert len(met) == per_epoch * batch_size
         assert len(np.unique(met)) == len(met)
         assert np.isin(met, numbers).all()
@@ -138,22 +151,50 @@ def test_every_example_once_per_epoch_up_to_the_remainder(tiny_log, share, batch
     assert not np.array_equal(orders[0], orders[1])
 
 
-def test_positives_come_first_with_their_own_query(tiny_log):
-    batches = make(tiny_log)
-    pairs = set(
-        zip(batches.examples.pairs.users, batches.examples.pairs.items, strict=True)
-    )
+@pytest.mark.parametrize("name", ["tiny_log", "untimed_log"])
+@pytest.mark.parametrize("limit", [0, 40])
+def test_positives_are_pairs_of_the_log(name, limit, request):
+    log = request.getfixturevalue(name)
+    batches = make(log, full_softmax_up_to=limit)
+    known = batches.examples.pairs
+    pairs = set(zip(known.users, known.items, strict=True))
     for batch in numpy_of(batches.dataset(1.0, 0, 0, 3)):
-        items = batch["items/"]
-        assert items.shape == (32 + 8 + 4,)
-        users = users_of(batch)
-        assert all(pair in pairs for pair in zip(users, items[:32], strict=True))
+        users, items = users_of(batch), batch["items/"]
+        assert len(np.unique(items)) == len(items)
+        rows, columns = batch["positives/"].T
+        assert (np.diff(rows) >= 0).all()
+        assert set(rows) == set(range(len(users)))  # each has one at least
+        got = list(zip(users[rows], items[columns], strict=True))
+        assert pairs.issuperset(got) and len(set(got)) == len(got)
+        if name == "untimed_log":
+            assert len(set(users)) == len(users) < len(rows)
         np.testing.assert_array_equal(
             batch["rows/item_id"][batch["candidate/item_id"]],
-            tiny_log.items.id_rows[items],
+            log.items.id_rows[items],
         )
         # Every positive is a known one: the loss puts it back.
-        assert np.diag(hidden(batch)[:, :32]).all()
+        assert hidden(batch)[rows, columns].all()
+
+
+def test_a_small_catalogue_is_all_candidates(tiny_log):
+    size = tiny_log.items.size
+    batches = make(tiny_log, full_softmax_up_to=size, hard_negatives=0)
+    assert batches.whole_catalogue and batches.probability is None
+    (batch,) = numpy_of(batches.dataset(1.0, 0, 0, 1))
+    np.testing.assert_array_equal(batch["items/"], np.arange(size))
+    assert "counts/" not in batch
+    assert not make(tiny_log, full_softmax_up_to=size - 1).whole_catalogue
+
+
+def test_hard_negatives_weigh_more_in_a_whole_catalogue(tiny_log):
+    batches = make(tiny_log, full_softmax_up_to=10**6, hard_negatives=64)
+    steps = numpy_of(batches.dataset(1.0, 0, 0, 20))
+    drawn = np.sum([batch["counts/"] - 1 for batch in steps], axis=0)
+    assert drawn.sum() == 20 * 64 and drawn.min() >= 0
+    items = np.array([item for _, item in hard_pairs(tiny_log)])
+    share = np.bincount(items, minlength=tiny_log.items.size) / len(items)
+    draws = np.repeat(np.arange(len(drawn)), drawn.astype(int))
+    assert abs(chi_square(draws, share)) < 4
 
 
 def test_each_table_row_is_named_once_and_reserved_rows_come_first(
@@ -168,14 +209,13 @@ def test_each_table_row_is_named_once_and_reserved_rows_come_first(
         whole = table_rows(batch)
         users = whole["query"]["user_id"].numpy() - NUM_RESERVED
         pairs = examples.pairs
-        for row, (user, item) in enumerate(
-            zip(users, batch["items"][:32], strict=False)
-        ):
+        for row, column in batch["positives"].numpy():
+            user, item = users[row], int(batch["items"][column])
             (number,) = np.flatnonzero((pairs.users == user) & (pairs.items == item))
             expected = batches._queries(
                 tf.constant(pairs.users[[number]]),
                 tf.constant(examples.history_end[[number]]),
-                tf.constant(pairs.items[[number]]),
+                lambda _, owners, positions, item=item: positions != item,
             )
             for event in tiny_log.history_events:
                 got = whole["query"][f"history_{event}"][row]
@@ -191,29 +231,49 @@ def raw_events(config):
     return {tuple(row[:3]): row[3] for row in frame.rows()}
 
 
-def test_histories_hold_neither_the_target_nor_the_future(tiny_config, tiny_log):
+@pytest.mark.parametrize("visible", [0.0, 1.0])
+def test_histories_hold_neither_the_target_nor_the_future(
+    tiny_config, tiny_log, table_rows, visible
+):
     times = raw_events(tiny_config)
-    batches = make(tiny_log, history_length=100)
-    met = 0
-    rows = np.arange(len(batches.examples.pairs))
-    examples, ids = batches.examples, tiny_log.items.ids
-    inputs = batches._queries(
-        tf.constant(examples.pairs.users),
-        tf.constant(examples.history_end),
-        tf.constant(examples.pairs.items),
-    )
-    for event in tiny_log.history_events:
-        history = inputs[f"history_{event}"]
-        for row in rows:
-            positions = history[row].numpy() - NUM_RESERVED
-            user = tiny_log.users.ids[examples.pairs.users[row]]
-            assert examples.pairs.items[row] not in positions
-            for position in positions:
-                met += 1
-                assert (
-                    min(times[user, event, ids[position]]) < examples.pairs.times[row]
-                )
+    batches = make(tiny_log, history_length=100, visible_share=visible)
+    pairs, ids = batches.examples.pairs, tiny_log.items.ids
+    names = zip(pairs.users, pairs.items, strict=True)
+    when = dict(zip(names, pairs.times, strict=True))
+    met, shown = 0, 0
+    for batch in batches.dataset(1.0, 0, 0, batches.steps_per_epoch()):
+        query = table_rows(batch)["query"]
+        users = query["user_id"].numpy() - NUM_RESERVED
+        for row, column in batch["positives"].numpy():
+            target = int(batch["items"][column])
+            happened = when[users[row], target]
+            for event in tiny_log.history_events:
+                user = tiny_log.users.ids[users[row]]
+                positions = query[f"history_{event}"][row].numpy() - NUM_RESERVED
+                if event == "click" or not visible:
+                    assert target not in positions
+                shown += target in positions
+                for position in positions:
+                    met += 1
+                    assert min(times[user, event, ids[position]]) < happened
     assert met > 1000
+    assert (shown > 0) == bool(visible)
+
+
+def test_what_is_predicted_is_left_out_where_time_is_unknown(untimed_log, table_rows):
+    batches = make(untimed_log, history_length=1000)
+    lists = untimed_log.train_histories.lists
+    for batch in batches.dataset(1.0, 0, 0, 2):
+        query = table_rows(batch)["query"]
+        users = query["user_id"].numpy() - NUM_RESERVED
+        rows, columns = batch["positives"].numpy().T
+        items = batch["items"].numpy()[columns]
+        for row, user in enumerate(users):
+            targets = items[rows == row]
+            for event, whole in lists.items():
+                expected = whole.row(user)[~np.isin(whole.row(user), targets)]
+                got = query[f"history_{event}"][row].numpy() - NUM_RESERVED
+                np.testing.assert_array_equal(got, expected)
 
 
 def test_known_pairs_equal_brute_force():
@@ -253,10 +313,12 @@ def test_excluded_pairs_are_all_known_positives_of_the_row(tiny_log):
 def test_batch_larger_than_the_examples(tiny_log):
     few = with_examples(tiny_log, "click", np.arange(5))
     batches = make(few, batch_size=1000)
-    assert (batches.batch_size, batches.steps_per_epoch()) == (5, 1)
-    assert len(batches.subset(0.01)) == 5  # never less than a batch
+    size = len(batches.rows)
+    assert (batches.batch_size, batches.steps_per_epoch()) == (size, 1)
+    assert len(batches.subset(0.01)) == size  # never less than a batch
     for batch in numpy_of(batches.dataset(1.0, 0, 0, 3)):
-        assert sorted(batch["items/"][:5]) == sorted(batches.examples.pairs.items)
+        met = batch["items/"][batch["positives/"][:, 1]]
+        assert sorted(met) == sorted(batches.examples.pairs.items)
 
 
 @pytest.mark.parametrize("uniform", [0, 8])
@@ -264,7 +326,8 @@ def test_one_example(tiny_log, uniform):
     one = with_examples(tiny_log, "click", np.array([9]))
     batches = make(one, uniform_negatives=uniform, hard_negatives=0)
     for batch in numpy_of(batches.dataset(0.5, 0, 0, 3)):
-        assert batch["items/"].shape == (1 + uniform,)
+        assert batch["counts/"].sum() == 1 + uniform
+        assert batch["positives/"].tolist() == [[0, 0]]
         assert batch["items/"][0] == batches.examples.pairs.items[0]
     assert batches.probability.sum() == pytest.approx(1.0, rel=1e-5)
 
@@ -274,7 +337,7 @@ def test_no_history_at_all(tiny_log):
     log.train["click"].history_end[:] = 0  # a copy of the log's own
     (batch,) = numpy_of(make(log).dataset(1.0, 0, 0, 1))
     for event in log.history_events:
-        assert batch[f"query/history_{event}"].shape == (32, 0)
+        assert batch[f"query/history_{event}"].shape == (len(make(log).rows), 0)
 
 
 def chi_square(drawn, expected_share):
@@ -298,24 +361,33 @@ def hard_pairs(log):
     return pairs("exposure") - pairs("click")
 
 
-def test_uniform_and_hard_negatives_follow_their_distributions(tiny_log):
-    batches = make(tiny_log, uniform_negatives=300, hard_negatives=300)
-    size = tiny_log.items.size
-    steps = numpy_of(batches.dataset(1.0, 0, 0, 20))
-    uniform = np.concatenate([batch["items/"][32:332] for batch in steps])
-    hard = np.concatenate([batch["items/"][332:] for batch in steps])
-    items = np.array([item for _, item in hard_pairs(tiny_log)])
-    share = np.bincount(items, minlength=size) / len(items)
-    assert abs(chi_square(uniform, np.full(size, 1 / size))) < 4
-    assert abs(chi_square(hard, share)) < 4
-    assert chi_square(uniform, share if (share > 0).all() else share + 1e-3) > 10
+@pytest.mark.parametrize("name", ["tiny_log", "untimed_log"])
+def test_sampled_candidates_follow_the_probability(name, request):
+    """Over many batches: what is drawn is what the correction divides by."""
+    log = request.getfixturevalue(name)
+    batches = make(log, uniform_negatives=20, hard_negatives=20, batch_size=8)
+    size = log.items.size
+    drawn, positives = np.zeros(size), 0
+    steps = 60
+    for batch in numpy_of(batches.dataset(1.0, 0, 0, steps)):
+        np.add.at(drawn, batch["items/"], batch["counts/"])
+        positives += len(batch["positives/"])
+    # As the correction sees it: a row's own positives are no negatives.
+    others = positives / batches.batch_size * (batches.batch_size - 1)
+    total = others + 40 * steps
+    shares = np.bincount(batches.rows.items, minlength=size) / len(batches.rows.items)
+    expected = batches.probability * total + (positives - others) * shares
+    assert drawn.sum() == pytest.approx(positives + 40 * steps)
+    spread = np.sqrt(expected)
+    # Rows are drawn without replacement: no more spread than independent draws have.
+    assert (np.abs(drawn - expected) < 4.5 * spread + 1).all()
 
 
 def test_the_first_stage_has_no_hard_negatives(tiny_log):
     batches = make(tiny_log, "exposure")
     assert batches.hard_negatives == 0
     (batch,) = numpy_of(batches.dataset(1.0, 0, 0, 1))
-    assert batch["items/"].shape == (32 + 8,)
+    assert batch["counts/"].sum() == len(batch["positives/"]) + 8
 
 
 @pytest.mark.parametrize(("uniform", "hard"), [(0, 0), (8, 0), (8, 4), (0, 4)])
@@ -323,14 +395,15 @@ def test_probability_is_that_of_one_negative_column(tiny_log, uniform, hard):
     batches = make(tiny_log, uniform_negatives=uniform, hard_negatives=hard)
     assert batches.probability.sum() == pytest.approx(1.0, rel=1e-5)
     size = tiny_log.items.size
-    items = batches.examples.pairs.items
+    items = batches.rows.items
     hard_items = np.array([item for _, item in hard_pairs(tiny_log)])
-    # A row meets the other 31 positives; its own one is no negative.
-    counts = 31 * np.bincount(items, minlength=size) / len(items)
+    # A row meets the positives of the other 31.
+    others = 31 * len(items) / len(batches.rows)
+    counts = others * np.bincount(items, minlength=size) / len(items)
     counts += uniform / size
     counts += hard * np.bincount(hard_items, minlength=size) / len(hard_items)
     np.testing.assert_allclose(
-        batches.probability * (31 + uniform + hard), counts, rtol=1e-5
+        batches.probability * (others + uniform + hard), counts, rtol=1e-5
     )
 
 

@@ -30,9 +30,12 @@ def rows(*positions):
 
 def encode(users, ends, excluded=None, length=3, histories=HISTORIES):
     inputs = QueryInputs(USERS, histories, length)
-    excluded = None if excluded is None else tf.constant(excluded, tf.int32)
+
+    def keeps(_, owners, positions):
+        return tf.not_equal(positions, tf.gather(tf.constant(excluded), owners))
+
     ends = tf.constant(np.reshape(ends, [len(users), -1]), tf.int64)
-    return inputs(tf.constant(users), ends, excluded)
+    return inputs(tf.constant(users), ends, None if excluded is None else keeps)
 
 
 def test_histories_are_the_last_events_and_stay_with_their_user():
@@ -49,7 +52,7 @@ def test_histories_are_the_last_events_and_stay_with_their_user():
     )
 
 
-def test_the_excluded_item_leaves_every_history():
+def test_what_is_not_kept_leaves_the_histories():
     got = encode([0, 0], [[5, 1], [5, 1]], excluded=[11, 12])
     assert got["history_view"].to_list() == [rows(12, 13), rows(11, 13)]
     assert got["history_buy"].to_list() == [rows(12), []]

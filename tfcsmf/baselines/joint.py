@@ -77,7 +77,7 @@ class JointModel(CSMF):
     def compute_loss(
         self, inputs: Mapping[str, Any], training: bool = False
     ) -> tf.Tensor:
-        """Returns the weighted mean of every row's softmax for its own objective.
+        """Returns the weighted mean of the positives' softmax for their objective.
 
         Args:
           inputs: a batch of `JointBatches`.
@@ -101,12 +101,14 @@ class JointModel(CSMF):
             candidate,
             sample_weight=inputs["weight"],
             candidate_sampling_probability=probability,
+            positives=inputs["positives"],
+            candidate_counts=inputs.get("counts"),
             excluded_pairs=inputs["excluded_pairs"],
             compute_metrics=False,
             compute_batch_metrics=False,
         )
         # Weights are 1 on average, over an epoch.
-        return loss / tf.cast(tf.shape(query)[0], loss.dtype)
+        return loss / tf.cast(tf.shape(inputs["positives"])[0], loss.dtype)
 
 
 class JointTrainer(CascadeTrainer):

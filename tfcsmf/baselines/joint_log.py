@@ -77,8 +77,8 @@ class JointBatches(StageBatches):
     """Batches whose examples have different objectives, in the log's proportions.
 
     A batch has two more entries than those of `StageBatches`: `objective`, int32
-    [rows], and `weight`, float32 [rows]. In-batch negatives are positives of any
-    objective, and `probability` is that of the mixture.
+    [rows], and `weight`, float32 [n], one per positive. In-batch negatives are
+    positives of any objective, and `probability` is that of the mixture.
 
     Args:
       joint: see `join`.
@@ -86,20 +86,18 @@ class JointBatches(StageBatches):
     """
 
     def __init__(self, joint: JointLog, settings: BatchSettings) -> None:
-        self._objective = tf.constant(joint.objective)
         self._weights = tf.constant(joint.weights)
-        self._num_users = joint.log.users.size
-        super().__init__(joint.log, joint.name, settings)
-
-    def _known_rows(self, rows: tf.Tensor) -> tf.Tensor:
-        objective = tf.gather(self._objective, rows)
-        return objective * self._num_users + tf.gather(self._users, rows)
+        super().__init__(
+            joint.log, joint.name, settings, joint.objective, joint.objectives
+        )
 
     def _assemble(self, rows: tf.Tensor, stateless: Any) -> Batch:
-        objective = tf.gather(self._objective, rows)
-        return super()._assemble(rows, stateless) | {
+        batch = super()._assemble(rows, stateless)
+        objective = tf.gather(self._labels, rows)
+        weights = tf.gather(self._weights, objective)
+        return batch | {
             "objective": objective,
-            "weight": tf.gather(self._weights, objective),
+            "weight": tf.gather(weights, batch["positives"][:, 0]),
         }
 
 

@@ -162,7 +162,9 @@ class CSMF(tfrs.Model):
     def compute_loss(
         self, inputs: Mapping[str, Any], training: bool = False
     ) -> tf.Tensor:
-        """Returns the mean sampled-softmax loss of a batch of the current stage.
+        """Returns the mean softmax loss of the positives of a batch.
+
+        The stage is the current one.
 
         Args:
           inputs: a batch of `tfcsmf.data.batches.StageBatches`.
@@ -187,7 +189,7 @@ class CSMF(tfrs.Model):
             frozen = tf.gather(self.frozen_candidates, items)
             # The own block of `frozen` is zero, so this joins the blocks.
             candidate = candidate + frozen
-            margin = self._margin(inputs["query"], frozen, blocks)
+            margin = self._margin(inputs, frozen, blocks)
         probability = None
         if self.sampling_probability is not None:
             probability = tf.gather(self.sampling_probability, items)
@@ -195,12 +197,14 @@ class CSMF(tfrs.Model):
             query,
             candidate,
             candidate_sampling_probability=probability,
+            positives=inputs["positives"],
+            candidate_counts=inputs.get("counts"),
             margin=margin,
             excluded_pairs=inputs["excluded_pairs"],
             compute_metrics=False,
             compute_batch_metrics=False,
         )
-        return loss / tf.cast(tf.shape(query)[0], loss.dtype)
+        return loss / tf.cast(tf.shape(inputs["positives"])[0], loss.dtype)
 
     @property
     def id_tables(self) -> dict[str, MaskedEmbedding]:
@@ -213,21 +217,27 @@ class CSMF(tfrs.Model):
         return {name: self.id_tables[name].block(part) for name, part in rows.items()}
 
     def _margin(
-        self, query: Inputs, frozen: tf.Tensor, blocks: Blocks
+        self, inputs: Mapping[str, Any], frozen: tf.Tensor, blocks: Blocks
     ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """Returns the margins of rows [start, stop) as a function of both."""
+        """Returns the margins of rows [start, stop) as a function of both.
+
+        The positive that margins refer to is, in a row of several, their mean.
+        """
         if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
             return None
-        upstream = self.query_vectors(query, self.stage - 1, blocks=blocks)
+        upstream = self.query_vectors(inputs["query"], self.stage - 1, blocks=blocks)
         if self.task.temperature is not None:
             upstream = upstream / self.task.temperature
         upstream = tf.stop_gradient(upstream)
+        rows, columns = tf.unstack(inputs["positives"], axis=1)
+        # The mean of scores is the score of the mean.
+        positive = tf.math.segment_mean(tf.gather(frozen, columns), rows)
 
         def margin(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
             part = upstream[start:stop]
-            positives = tf.reduce_sum(part * frozen[start:stop], axis=1)
+            reference = tf.reduce_sum(part * positive[start:stop], axis=1)
             scores = tf.matmul(part, frozen, transpose_b=True)
-            return adaptive_margin(scores, **self.margin, positives=positives)
+            return adaptive_margin(scores, **self.margin, positives=reference)
 
         return margin
 

@@ -126,20 +126,23 @@ class CascadeTrainer:
         self._save(None)
 
     def _batches(self, objective: str) -> StageBatches:
-        loss, settings = self.config.loss, self.config.stage(objective)
+        loss, data = self.config.loss, self.config.data
         batches = self._make_batches(
             objective,
             BatchSettings(
-                settings.batch_size,
+                self.config.stage(objective).batch_size,
                 loss.uniform_negatives,
                 loss.hard_negatives,
-                self.config.data.history_length,
+                data.history_length,
                 self.config.seed,
                 tuple(
                     event
                     for event, first in self._history_stages.items()
                     if first <= self.log.objectives.index(objective)
                 ),
+                data.target_share,
+                data.visible_share,
+                loss.full_softmax_up_to,
             ),
         )
         if self.log.items.size < 2:
@@ -161,7 +164,7 @@ class CascadeTrainer:
         )
         model.sampling_probability = (
             tf.constant(batches.probability)
-            if self.config.loss.correct_sampling
+            if self.config.loss.correct_sampling and not batches.whole_catalogue
             else None
         )
         beginning = progress.phase == "train" and progress.step == 0
@@ -204,16 +207,17 @@ class CascadeTrainer:
         bar = tqdm(
             total=(epoch_end - progress.step) * batch_size,
             desc=f"{name} {progress.phase} epoch {len(progress.curve['loss']) + 1}",
-            unit="ex",
+            unit="row",
             unit_scale=True,
             disable=not self.show_progress,
             mininterval=1.0,
         )
         pending: list[tf.Tensor] = []
+        positives = 0
         began = time.perf_counter()
 
         def settle() -> None:
-            nonlocal began
+            nonlocal began, positives
             # In order and in double precision, so that a resumed run adds the same.
             for loss in pending:
                 progress.losses += float(loss)
@@ -227,13 +231,15 @@ class CascadeTrainer:
                     )
                 bar.set_postfix(loss=f"{last:.3f}", refresh=False)
             bar.update(len(pending) * batch_size)
-            progress.examples_seen += len(pending) * batch_size
+            progress.examples_seen += positives
             progress.seconds += time.perf_counter() - began
             pending.clear()
+            positives = 0
             began = time.perf_counter()
 
         for batch in itertools.islice(stream, epoch_end - progress.step):
             pending.append(step(batch))
+            positives += int(batch["positives"].shape[0])
             progress.step += 1
             save = progress.step < epoch_end and self.pace.due(progress.step)
             if save or len(pending) == _REPORT_EVERY:

@@ -22,6 +22,7 @@ from tfcsmf.data.inputs import (
     flat_ranges,
 )
 from tfcsmf.data.prepared import Csr, Examples, PreparedLog
+from tfcsmf.data.query_rows import TargetChooser, group_examples
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.negatives import mixed_probability, sampling_probability
 
@@ -29,7 +30,7 @@ Batch = dict[str, Any]
 Inputs = Mapping[str, Any]
 
 # Generators of one batch are told apart by the last seed entry.
-_SHUFFLE, _UNIFORM, _HARD, _DROPOUT = range(4)
+_SHUFFLE, _UNIFORM, _HARD, _DROPOUT, _TARGETS = range(5)
 
 _SIEVE = 1 << 16
 
@@ -39,12 +40,16 @@ class BatchSettings:
     """How batches of one stage are made.
 
     Attributes:
-      batch_size: positives per batch (fewer if the stage has fewer examples).
+      batch_size: rows per batch (fewer if the stage has fewer); see `QueryRows`.
       uniform_negatives: uniform draws from the catalogue, shared by the batch.
       hard_negatives: draws from the previous level's events without this one.
       history_length: last events kept per history.
       seed: of the run.
       histories: events whose histories are given; `None` for all.
+      target_share: see `TargetChooser`.
+      visible_share: see `TargetChooser`.
+      full_softmax_up_to: of a catalogue of at most this many items all that are
+        trained are candidates of every batch, and no negatives are sampled.
     """
 
     batch_size: int
@@ -53,53 +58,88 @@ class BatchSettings:
     history_length: int
     seed: int
     histories: tuple[str, ...] | None = None
+    target_share: float = 0.5
+    visible_share: float = 0.0
+    full_softmax_up_to: int = 0
 
 
 class StageBatches:
     """Batches of one objective's examples.
 
+    A batch has some rows (queries) and some candidates, each listed once:
+
+    - `query`, `candidate`, `rows`: the towers' inputs, see `row_blocks`;
+    - `items`: int32 [columns], the candidates' catalogue positions;
+    - `positives`: int32 [n, 2] of (row, column), sorted, at least one per row;
+    - `excluded_pairs`: int32 [m, 2], sorted by row: known positives of the row's
+      user, which are no negatives;
+    - `counts`: float32 [columns], how many draws a candidate stands for; not given
+      where all count the same;
+    - `seed`: int [2], of dropout.
+
     Args:
       log: the prepared log.
       objective: whose examples are the positives.
       settings: see `BatchSettings`.
+      labels: int32 [examples], what tells rows of one user apart; see
+        `group_examples`.
+      label_events: the event of each label; the objective by default.
 
     Attributes:
+      rows: the examples by query.
+      whole_catalogue: see `BatchSettings.full_softmax_up_to`.
       probability: float32 [C], the chance that one draw of a negative is each
-        candidate: the mixture of all sources.
+        candidate: the mixture of all sources. None where nothing is drawn.
     """
 
     def __init__(
-        self, log: PreparedLog, objective: str, settings: BatchSettings
+        self,
+        log: PreparedLog,
+        objective: str,
+        settings: BatchSettings,
+        labels: np.ndarray | None = None,
+        label_events: tuple[str, ...] | None = None,
     ) -> None:
         self.examples = log.train[objective]
         self.level = log.objectives.index(objective)
         self.settings = settings
-        self.batch_size = min(settings.batch_size, len(self.examples.pairs))
+        self.rows = group_examples(self.examples, labels)
+        self.batch_size = min(settings.batch_size, len(self.rows))
         self.num_items = log.items.size
+        self.num_users = log.users.size
+        self.whole_catalogue = self.num_items <= settings.full_softmax_up_to
+        # Items nobody met in training would be negatives and nothing else.
+        self._trained = max(log.items.trained, int(self.rows.items.max()) + 1)
         self._queries = QueryInputs(
             log.users,
             log.train_histories,
             settings.history_length,
             settings.histories,
         )
+        self._targets = TargetChooser(
+            self.rows,
+            settings.target_share,
+            settings.visible_share,
+            label_events or (objective,),
+        )
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
         # Tensors, not arrays: a traced function would copy arrays into its graph.
-        self._users = tf.constant(self.examples.pairs.users)
-        self._items = tf.constant(self.examples.pairs.items)
-        self._history_end = tf.constant(self.examples.history_end)
+        self._users = tf.constant(self.rows.users)
+        self._labels = tf.constant(self.rows.labels)
+        self._history_end = tf.constant(self.rows.history_end)
         self._known = known_lists(log.known[objective])
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
-        self.probability = self._probability()
+        self.probability = None if self.whole_catalogue else self._probability()
 
     def _probability(self) -> np.ndarray:
-        pairs = self.examples.pairs
-        # A row's own positive is not among its negatives.
-        others = self.batch_size - 1
+        # A row's own positives are not among its negatives.
+        per_row = self.rows.expected_targets(self.settings.target_share)
+        others = per_row * (self.batch_size - 1)
         if others + self.settings.uniform_negatives + self.hard_negatives == 0:
-            others = 1  # one example and nothing drawn: any distribution will do
+            others = 1  # one row and nothing drawn: any distribution will do
         parts = [
-            (others, sampling_probability(pairs.items, self.num_items)),
+            (others, sampling_probability(self.rows.items, self.num_items)),
             (self.settings.uniform_negatives, None),
         ]
         if self._hard is not None:
@@ -108,8 +148,8 @@ class StageBatches:
         return mixed_probability(parts, self.num_items)
 
     def subset(self, share: float) -> np.ndarray:
-        """Returns the example numbers of a fixed random subset, int64 [m]."""
-        size = len(self.examples.pairs)
+        """Returns the numbers of a fixed random subset of the rows, int64 [m]."""
+        size = len(self.rows)
         if share >= 1.0:
             return np.arange(size)
         generator = np.random.Generator(
@@ -133,7 +173,7 @@ class StageBatches:
         """Returns batches `first_step` (inclusive) to `last_step` (exclusive).
 
         Args:
-          share: of the examples; 1 takes all.
+          share: of the rows; 1 takes all.
           phase: tells the generators of training and recovery apart.
           first_step: steps are counted over epochs, from 0.
           last_step: where to stop.
@@ -167,16 +207,50 @@ class StageBatches:
         rows = tf.gather(chosen, order)
         return self._assemble(rows, stateless)
 
-    def _known_rows(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the lists of known positives that some examples have, int [n]."""
-        return tf.gather(self._users, rows)
-
     def _assemble(
         self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]
     ) -> Batch:
         users = tf.gather(self._users, rows)
-        positives = tf.gather(self._items, rows)
-        pools = [positives]
+        owners, targets, hidden = self._targets(
+            rows, self.num_items, stateless(_TARGETS)
+        )
+        columns, items, counts = self._columns(targets, stateless)
+        query = self._queries(users, tf.gather(self._history_end, rows), hidden.keeps)
+        candidate = self._candidates(items)
+        # One list of known positives per label and user.
+        known = tf.gather(self._labels, rows) * self.num_users + users
+        batch = {
+            **row_blocks(query, candidate),
+            "items": items,
+            "positives": tf.stack([tf.cast(owners, tf.int32), columns], axis=1),
+            "excluded_pairs": known_pairs(*self._known, known, items),
+            "seed": stateless(_DROPOUT),
+        }
+        return batch if counts is None else {**batch, "counts": counts}
+
+    def _columns(
+        self, targets: tf.Tensor, stateless: Callable[[int], tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Returns the targets' columns [n], the items [columns] and their counts."""
+        hard = None
+        if self._hard is not None:
+            draws = tf.random.stateless_uniform(
+                [self.hard_negatives],
+                stateless(_HARD),
+                maxval=len(self._hard),
+                dtype=tf.int32,
+            )
+            hard = tf.gather(self._hard, draws)
+        if self.whole_catalogue:
+            counts = None
+            if hard is not None:
+                # Drawn beside the whole catalogue, they weigh more in it.
+                ones = tf.ones([self._trained])
+                counts = tf.tensor_scatter_nd_add(
+                    ones, hard[:, tf.newaxis], tf.ones_like(hard, tf.float32)
+                )
+            return targets, tf.range(self._trained), counts
+        pools = [targets]
         if self.settings.uniform_negatives:
             pools.append(
                 tf.random.stateless_uniform(
@@ -186,23 +260,10 @@ class StageBatches:
                     dtype=tf.int32,
                 )
             )
-        if self._hard is not None:
-            draws = tf.random.stateless_uniform(
-                [self.hard_negatives],
-                stateless(_HARD),
-                maxval=len(self._hard),
-                dtype=tf.int32,
-            )
-            pools.append(tf.gather(self._hard, draws))
-        items = tf.concat(pools, axis=0)  # [columns]
-        query = self._queries(users, tf.gather(self._history_end, rows), positives)
-        candidate = self._candidates(items)
-        return {
-            **row_blocks(query, candidate),
-            "items": items,
-            "excluded_pairs": known_pairs(*self._known, self._known_rows(rows), items),
-            "seed": stateless(_DROPOUT),
-        }
+        if hard is not None:
+            pools.append(hard)
+        items, columns, counts = tf.unique_with_counts(tf.concat(pools, axis=0))
+        return columns[: tf.size(targets)], items, tf.cast(counts, tf.float32)
 
 
 def row_blocks(query: Inputs, candidate: Inputs) -> Batch:

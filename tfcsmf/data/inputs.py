@@ -6,7 +6,7 @@ feature cannot mean different things in two places.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,8 @@ from tfcsmf.data.rows import NUM_RESERVED
 
 QUERY_ID = "user_id"
 CANDIDATE_ID = "item_id"
+
+Keeps = Callable[[str, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def history_name(event: str) -> str:
@@ -83,15 +85,16 @@ class QueryInputs:
         self,
         users: tf.Tensor,
         history_end: tf.Tensor,
-        excluded_items: tf.Tensor | None = None,
+        keeps: Keeps | None = None,
     ) -> dict[str, tf.Tensor]:
         """Returns the inputs of some queries.
 
         Args:
           users: int [n], user positions.
           history_end: int64 [n, H], see `tfcsmf.data.prepared.Examples`.
-          excluded_items: int [n], catalogue positions to leave out of the
-            histories: the target of a training example.
+          keeps: takes an event, the query of every entry of its histories, int64
+            [m], and its catalogue position, int32 [m]; says which of them stay, bool
+            [m]. Training leaves out what is to be predicted. Default: all.
 
         Returns:
           Inputs by name; histories are ragged [n, <= length] int32 id rows, oldest
@@ -103,10 +106,10 @@ class QueryInputs:
             first = tf.maximum(tf.gather(starts, users), ends - self._length)
             owners, slots = flat_ranges(first, tf.maximum(ends - first, 0))
             positions = tf.gather(items, slots)
-            if excluded_items is not None:
-                others = tf.not_equal(positions, tf.gather(excluded_items, owners))
-                owners = tf.boolean_mask(owners, others)
-                positions = tf.boolean_mask(positions, others)
+            if keeps is not None:
+                kept = keeps(event, owners, positions)
+                owners = tf.boolean_mask(owners, kept)
+                positions = tf.boolean_mask(positions, kept)
             inputs[history_name(event)] = tf.RaggedTensor.from_value_rowids(
                 positions + NUM_RESERVED,
                 owners,

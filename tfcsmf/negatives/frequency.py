@@ -27,7 +27,7 @@ def sampling_probability(items: np.ndarray, num_items: int) -> np.ndarray:
 
 
 def mixed_probability(
-    parts: list[tuple[int, np.ndarray | None]], num_items: int
+    parts: list[tuple[float, np.ndarray | None]], num_items: int
 ) -> np.ndarray:
     """Returns the probability of one draw from a pool with several sources.
 
@@ -36,7 +36,8 @@ def mixed_probability(
     them it came from. That has lower variance than a correction per source.
 
     Args:
-      parts: (draws, distribution [num_items] or `None` for uniform) per source.
+      parts: (draws, on average, distribution [num_items] or `None` for uniform)
+        per source.
       num_items: catalogue size.
 
     Returns:
