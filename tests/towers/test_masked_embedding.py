@@ -68,9 +68,50 @@ def test_pool_of_nothing_at_all():
     assert hand.pool(tf.zeros([0, 3], tf.int32)).shape == (0, 2)
 
 
+def test_sqrtn_pools_the_sum_over_the_root_of_the_number_by_hand():
+    hand = hand_table()
+    padded = tf.constant([[PADDING, 3, PADDING, 1], [2, 2, 2, 2], [PADDING] * 4])
+    ragged = tf.ragged.constant([[3, 1], [2, 2, 2, 2], []], dtype=tf.int32)
+    expected = [[6 / np.sqrt(2), 8 / np.sqrt(2)], [3 * 2, 4 * 2], [0, 0]]
+    pooled = hand.pool(padded, combiner="sqrtn")
+    np.testing.assert_allclose(pooled, expected, rtol=1e-6)
+    np.testing.assert_array_equal(hand.pool(ragged, combiner="sqrtn"), pooled)
+    np.testing.assert_allclose(
+        hand.pool(ragged, 0, combiner="sqrtn"),
+        [[1 / np.sqrt(2), 0], [0, 8], [0, 0]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sqrtn"])
+def test_pooling_from_a_block_has_one_gradient_entry_per_row(combiner):
+    layer = hand_table()
+    rows, lists = tf.constant([0, 3, 1]), tf.ragged.constant([[1, 2], [1]])
+    gradients = []
+    for given in (None, rows):
+        with tf.GradientTape() as tape:
+            block = None if given is None else layer.block(given)
+            own = lists if given is not None else tf.ragged.constant([[3, 1], [3]])
+            pooled = layer.pool(own, block=block, combiner=combiner)
+            loss = tf.reduce_sum(pooled * [[1.0, 2.0], [3.0, 4.0]])
+        gradients.append(tape.gradient(loss, layer.table))
+    plain, blocked = gradients
+    np.testing.assert_array_equal(blocked.indices, rows)
+    np.testing.assert_allclose(
+        tf.convert_to_tensor(blocked), tf.convert_to_tensor(plain), rtol=1e-6
+    )
+    weight = 1 / 2 if combiner == "mean" else 1 / np.sqrt(2)
+    np.testing.assert_allclose(
+        blocked.values,
+        [[0, 0], [weight + 3, 2 * weight + 4], [weight, 2 * weight]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sqrtn"])
 @pytest.mark.parametrize("stage", [None, 0, 1])
 @pytest.mark.parametrize("ownership", list(OWNERS))
-def test_pool_and_its_gradient_equal_the_dense_reference(ownership, stage):
+def test_pool_and_its_gradient_equal_the_dense_reference(ownership, stage, combiner):
     layer = hand_table(ownership)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 4, [6, 5]).astype(np.int32)
@@ -84,10 +125,12 @@ def test_pool_and_its_gradient_equal_the_dense_reference(ownership, stage):
     used = np.broadcast_to(used, TABLE.shape).astype(np.float32)
     counts = np.stack([(rows == r).sum(axis=1) for r in range(4)], axis=1)
     counts[:, PADDING] = 0
-    weights = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).astype(np.float32)
+    number = np.maximum(counts.sum(1, keepdims=True), 1)
+    number = number if combiner == "mean" else np.sqrt(number)
+    weights = (counts / number).astype(np.float32)
 
     with tf.GradientTape() as tape:
-        pooled = layer.pool(tf.constant(rows), stage)
+        pooled = layer.pool(tf.constant(rows), stage, combiner=combiner)
         loss = tf.reduce_sum(pooled * upstream)
     gradient = tf.convert_to_tensor(tape.gradient(loss, layer.table))
     np.testing.assert_allclose(pooled, weights @ (TABLE * used), rtol=1e-5)

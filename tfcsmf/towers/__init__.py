@@ -2,7 +2,7 @@
 
 from tfcsmf.towers.layer_norm import OwnedLayerNorm
 from tfcsmf.towers.masked_dense import MaskedDense
-from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
+from tfcsmf.towers.masked_embedding import POOLING, Combiner, MaskedEmbedding, RowBlock
 from tfcsmf.towers.normalization import block_slack, bounded
 from tfcsmf.towers.ownership import CLOSED, FREE, OwnedParameter, keep_owned
 from tfcsmf.towers.tower import FeatureSpec, Tower
@@ -10,6 +10,8 @@ from tfcsmf.towers.tower import FeatureSpec, Tower
 __all__ = [
     "CLOSED",
     "FREE",
+    "POOLING",
+    "Combiner",
     "FeatureSpec",
     "MaskedDense",
     "MaskedEmbedding",

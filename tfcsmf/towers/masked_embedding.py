@@ -11,6 +11,10 @@ from tfcsmf.data.rows import PADDING
 from tfcsmf.towers.ownership import OwnedParameter, keep_owned, new_owner
 
 Ownership = Literal["entries", "columns", "frozen"]
+Combiner = Literal["mean", "sqrtn"]
+
+# Serving uses the same ones: any other order of the sums is not bit-equal.
+POOLING = {"mean": tf.sparse.segment_mean, "sqrtn": tf.sparse.segment_sqrt_n}
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,17 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         rows: tf.Tensor | tf.RaggedTensor,
         stage: int | None = None,
         block: RowBlock | None = None,
+        combiner: Combiner = "mean",
     ) -> tf.Tensor:
-        """Returns the mean of the rows that are not `PADDING`.
+        """Pools the rows that are not `PADDING`.
 
         Args:
           rows: int [batch, length], padded with `PADDING` anywhere; or ragged
             [batch, <= length] without padding.
           stage: as in `call`.
           block: as in `call`.
+          combiner: of n rows, the sum over n (`mean`) or over its root (`sqrtn`),
+            which keeps the length of a sum of unrelated rows whatever n is.
 
         Returns:
           float [batch, dimension]; zeros where a list is empty.
@@ -145,7 +152,7 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         else:
             values = self.call(flat, stage)
             flat = tf.range(tf.size(flat))
-        pooled = tf.sparse.segment_mean(values, flat, owners, num_segments=batch)
+        pooled = POOLING[combiner](values, flat, owners, num_segments=batch)
         return tf.ensure_shape(pooled, [rows.shape[0], self.dimension])
 
     def _masked(
