@@ -231,7 +231,7 @@ def reopen(
         free = np.broadcast_to(parameter.owner.numpy() == FREE, value.shape)
         if not free.any():
             continue
-        drawn = _draw(value.shape, parameter.role, generator)
+        drawn = _draw(parameter, generator)
         if how == "keep" and before_pruning:
             start = before_pruning[parameter.name]
         elif how == "reinitialize":
@@ -251,11 +251,14 @@ def _unused_units(parameter: OwnedParameter) -> np.ndarray:
     return np.asarray(unowned.all(axis=0))
 
 
-def _draw(
-    shape: tuple[int, ...], role: str, generator: np.random.Generator
-) -> np.ndarray:
-    """Draws values as the layers' initializers do."""
-    if role == "table":
-        return generator.normal(0.0, shape[-1] ** -0.5, shape).astype(np.float32)
+def _draw(parameter: OwnedParameter, generator: np.random.Generator) -> np.ndarray:
+    """Draws values of the size that fresh ones have.
+
+    An output layer's are drawn too: once dimensions were turned, no single input
+    belongs to any of them, and an identity would mean nothing.
+    """
+    shape = parameter.variable.shape
+    if parameter.role == "table":
+        return generator.normal(0.0, parameter.scale, shape).astype(np.float32)
     limit = np.sqrt(6.0 / (shape[0] + shape[-1]))
     return generator.uniform(-limit, limit, shape).astype(np.float32)

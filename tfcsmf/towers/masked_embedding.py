@@ -169,7 +169,7 @@ class MaskedEmbedding(tf.keras.layers.Layer):
     def owned_parameters(self, prefix: str) -> list[OwnedParameter]:
         """Returns the table with its owners."""
         name = f"{prefix}/{self.name}/table"
-        return [OwnedParameter(name, self.table, self.table_owner, "table")]
+        return [OwnedParameter(name, self.table, self.table_owner, "table", self.scale)]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -43,12 +43,14 @@ class OwnedParameter:
         `output`: the last layer, freed by output dimension jointly for both
         towers; `table`: an embedding table, freed at the granularity of its
         owner's shape; `bias`: never freed, owned by the first stage.
+      scale: of a table: standard deviation of fresh entries.
     """
 
     name: str
     variable: tf.Variable
     owner: tf.Variable
     role: Role
+    scale: float = 1.0
 
     @property
     def size(self) -> int:
