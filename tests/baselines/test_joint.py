@@ -148,6 +148,45 @@ def test_one_score_for_all_or_one_each(log):
     assert np.abs(first - second).max() > 0
 
 
+@pytest.mark.parametrize("name", ["union", "shared_bottom", "mmoe", "ple"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_every_head_starts_as_the_sum_of_embeddings(log, name, wide):
+    if wide and name == "union":
+        return
+    sizes = ["towers.embedding_dimension=8"]  # as many as dimensions
+    config = Config.from_dict(CONFIG.to_dict(), sizes)
+    model = make_system(f"{name}_wide" if wide else name, config).build(log)
+    tower = model.query_tower
+    bottom = tower.heads[0].kernel.shape[0] - tower.input_width
+    for head in tower.heads:
+        kernel = head.kernel.numpy()
+        assert kernel.shape[1] == 8
+        names = ("history_exposure", "history_click")
+        parts = [slice(0, 8), *map(tower.history_columns, names)]
+        for part in parts:
+            np.testing.assert_array_equal(kernel[bottom:][part], np.eye(8))
+    assert 0 < np.abs(tower.heads[0].kernel.numpy()[:bottom]).max() < 0.1
+    # Of candidates every block starts as the embedding.
+    kernel = model.candidate_tower.output_layer.kernel.numpy()
+    blocks = kernel.shape[1] // 8
+    assert blocks == (2 if wide else 1)
+    np.testing.assert_array_equal(kernel[10:18], np.tile(np.eye(8), blocks))
+
+
+def test_without_hidden_layers_heads_see_the_encodings_alone(log):
+    config = Config.from_dict(CONFIG.to_dict(), ["towers.hidden_units=[]"])
+    model = make_system("shared_bottom", config).build(log)
+    tower = model.query_tower
+    assert tower.heads[0].kernel.shape[0] == tower.input_width
+    batch = batch_of(join(log, one_score=False))
+    blocks = model.row_blocks(batch["rows"])
+    encodings = tower.encode(batch["query"], None, None, blocks).numpy()
+    vectors = tower.vectors(batch["query"], None, blocks).numpy()
+    for number, head in enumerate(tower.heads):
+        expected = encodings @ head.kernel.numpy()
+        np.testing.assert_allclose(vectors[:, number], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_gates_weigh_experts():
     """With a gate of zeros every expert counts the same; with a large bias one."""
     table = SimpleNamespace(dimension=0)

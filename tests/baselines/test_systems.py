@@ -140,10 +140,12 @@ def test_single_network_baselines_have_the_size_they_claim(log):
     plain = build_model(CONFIG, log).num_parameters
     union = make_system("union", CONFIG).build(log)
     assert union.num_parameters == plain
-    # One more head of 10 x 8.
-    assert make_system("shared_bottom", CONFIG).build(log).num_parameters == plain + 80
+    shared = make_system("shared_bottom", CONFIG).build(log)
+    # One more head, on the 10 activations and the encodings.
+    head = (10 + shared.query_tower.input_width) * 8
+    assert shared.num_parameters == plain + head
     for name in ("mmoe", "ple"):
-        assert make_system(name, CONFIG).build(log).num_parameters > plain + 80
+        assert make_system(name, CONFIG).build(log).num_parameters > plain + head
         assert make_system(name, CONFIG).build(log).dimension == 8
 
 

@@ -115,8 +115,10 @@ def test_frozen_passes_use_the_raw_parameters_right_after_pruning(build, some_in
 
 def test_dimensions_are_chosen_by_the_columns_of_both_towers(build):
     model = build()
-    query = np.zeros([10, 8], np.float32)
-    candidate = np.zeros([10, 8], np.float32)
+    query, candidate = (
+        np.zeros(tower.output_layer.kernel.shape, np.float32)
+        for tower in (model.query_tower, model.candidate_tower)
+    )
     # Information of dimension j: 1..8, split unevenly between the towers.
     query[0] = [1, 0, 3, 1, 0, 6, 3.5, 1]
     candidate[3] = [0, -2, 0, -3, 5, 0, 3.5, -7]

@@ -1,11 +1,15 @@
 """Histories open with their stage, and earlier passes never see them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tfcsmf.cascade import capacity
+from tfcsmf.cascade.dimensions import rotate_free_dimensions
 from tfcsmf.cascade.histories import open_histories, opening_stages
 from tfcsmf.cascade.model import build_model, history_stages
+from tfcsmf.cascade.pruning import CumulativePercentile
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
 from tfcsmf.towers import CLOSED, FREE
@@ -18,11 +22,9 @@ def model_of(config, log, *assignments):
 
 def test_opening_stages():
     objectives, events = ["view", "buy"], ["search", "buy", "view"]
-    assert opening_stages(objectives, events, "earlier") == {
-        "search": 0,
-        "buy": 1,
-        "view": 0,
-    }
+    stages = opening_stages(objectives, events, "earlier")
+    # Objectives first, in their order.
+    assert list(stages.items()) == [("view", 0), ("buy", 1), ("search", 0)]
     assert set(opening_stages(objectives, events, "all").values()) == {0}
 
 
@@ -30,26 +32,111 @@ def test_opening_stages():
 def test_closed_weights_open_with_their_stage(tiny_config, tiny_log, hidden):
     model, stages = model_of(tiny_config, tiny_log, f"towers.hidden_units={hidden}")
     tower = model.query_tower
-    owner, kernel = tower.input_layer.kernel_owner, tower.input_layer.kernel
-    width = tower.history_columns("history_exposure").stop
+    seen, opened = (
+        tower.history_columns(f"history_{event}") for event in ("exposure", "click")
+    )
     assert stages == {"exposure": 0, "click": 1, "conversion": 2}
-    assert (owner.numpy()[:width] == FREE).all()
-    assert (owner.numpy()[width:] == CLOSED).all()
-    assert not kernel.numpy()[width:].any() and kernel.numpy()[:width].all()
+    assert opened.start == seen.stop
+    kernels = tower.encoding_kernels()
+    assert len(kernels) == (2 if hidden == "[10]" else 1)
+    before = []
+    for layer, first in kernels:
+        owner, value = (v.numpy() for v in (layer.kernel_owner, layer.kernel))
+        closed = first + seen.stop
+        assert (owner[:closed] == FREE).all() and (owner[closed:] == CLOSED).all()
+        assert not value[closed:].any()
+        # What was closed is not only zeros because it was to begin with.
+        assert value[first + seen.start : closed].any()
+        before.append(value)
 
-    first = kernel.numpy()
     open_histories(tower, stages, 1, seed=5)
-    opened = tower.history_columns("history_click")
-    assert opened.start == width
-    assert (owner.numpy()[opened] == FREE).all()
-    assert (owner.numpy()[opened.stop :] == CLOSED).all()
-    limit = np.sqrt(6 / sum(kernel.shape))
-    drawn = kernel.numpy()[opened]
-    assert drawn.all() and 0.9 * limit < np.abs(drawn).max() <= limit
-    np.testing.assert_array_equal(kernel.numpy()[:width], first[:width])
-    # Opened once.
-    open_histories(tower, stages, 1, seed=6)
-    np.testing.assert_array_equal(kernel.numpy()[opened], drawn)
+    for (layer, first), old in zip(kernels, before, strict=True):
+        owner, value = (v.numpy() for v in (layer.kernel_owner, layer.kernel))
+        rows = slice(first + opened.start, first + opened.stop)
+        assert (owner[rows] == FREE).all() and (owner[rows.stop :] == CLOSED).all()
+        np.testing.assert_array_equal(value[: rows.start], old[: rows.start])
+        if layer is tower.output_layer:
+            copied = value[first + seen.start : first + seen.stop]
+            np.testing.assert_array_equal(value[rows], copied)
+        else:
+            limit = np.sqrt(6 / sum(value.shape))
+            drawn = np.abs(value[rows])
+            assert drawn.all() and 0.9 * limit < drawn.max() <= limit
+
+    values = [layer.kernel.numpy() for layer, _ in kernels]
+    open_histories(tower, stages, 1, seed=6)  # opened once
+    for (layer, _), value in zip(kernels, values, strict=True):
+        np.testing.assert_array_equal(layer.kernel, value)
+
+
+def test_a_later_history_counts_at_first_as_the_one_before(
+    tiny_config, tiny_log, some_inputs
+):
+    """In a basis that was turned, and for objectives whose weights were pruned."""
+    model, stages = model_of(tiny_config, tiny_log, "towers.hidden_units=[]")
+    tower, (inputs, catalogue) = model.query_tower, some_inputs
+    rotate_free_dimensions(
+        model,
+        model.query_vectors(inputs, 0, training=True).numpy(),
+        model.candidate_vectors(catalogue, 0, training=True).numpy(),
+    )
+    shares = capacity.Shares(0.3, 0.3, 0.4)
+    capacity.prune(model, 0, CumulativePercentile(), shares, stages_left=2)
+    capacity.reopen(model, "reinitialize", None, seed=0)
+    open_histories(tower, stages, 1, seed=0)
+    lists = inputs["history_exposure"]
+    empty = lists[:, :0]
+    other = {name: v for name, v in inputs.items() if not name.startswith("history")}
+    exposed = other | {"history_exposure": lists, "history_click": empty}
+    clicked = other | {"history_exposure": empty, "history_click": lists}
+    np.testing.assert_allclose(tower(clicked), tower(exposed), rtol=1e-5, atol=1e-6)
+    assert np.abs(tower(clicked) - tower(other)).max() > 1e-3
+    # The next one is a copy of the click's, not of the exposure's.
+    click = tower.history_columns("history_click")
+    kernel = tower.output_layer.kernel
+    value = kernel.numpy()
+    value[click] += 1
+    kernel.assign(value)
+    open_histories(tower, stages, 2, seed=0)
+    opened = tower.history_columns("history_conversion")
+    np.testing.assert_array_equal(kernel.numpy()[opened], value[click])
+
+
+def test_without_an_earlier_history_the_output_starts_as_the_identity(
+    tiny_config, tiny_log
+):
+    log = replace(tiny_log, history_events=("click",))
+    model, stages = model_of(tiny_config, log)
+    open_histories(model.query_tower, stages, 1, seed=0)
+    layer, first = model.query_tower.encoding_kernels()[-1]
+    np.testing.assert_array_equal(layer.kernel.numpy()[first:][-6:], np.eye(6, 8))
+
+
+@pytest.mark.parametrize("hidden", ["[10]", "[]"])
+def test_opening_moves_no_frozen_vector_and_closed_lists_reach_nothing(
+    tiny_config, tiny_log, some_inputs, hidden
+):
+    model, stages = model_of(tiny_config, tiny_log, f"towers.hidden_units={hidden}")
+    inputs, _ = some_inputs
+    without = inputs | {"history_click": inputs["history_click"][:, :0]}
+
+    def click_matters(stage, training):
+        vectors = model.query_vectors(inputs, stage, training).numpy()
+        return not np.array_equal(
+            model.query_vectors(without, stage, training), vectors
+        )
+
+    assert not click_matters(0, training=True)
+    shares = capacity.Shares(0.3, 0.3, 0.4)
+    before = capacity.snapshot(model)
+    capacity.prune(model, 0, CumulativePercentile(), shares, stages_left=2)
+    frozen = model.query_vectors(inputs, 0).numpy()
+    capacity.reopen(model, "keep", before, seed=0)
+    assert not click_matters(1, training=True)
+    open_histories(model.query_tower, stages, 1, seed=0)
+    assert click_matters(1, training=True)
+    assert not click_matters(0, training=False)
+    np.testing.assert_array_equal(model.query_vectors(inputs, 0), frozen)
 
 
 def test_a_history_that_is_not_given_is_empty(tiny_config, tiny_log, some_inputs):
@@ -63,7 +150,7 @@ def test_a_history_that_is_not_given_is_empty(tiny_config, tiny_log, some_inputs
 
 def test_units_freed_whole_are_drawn_anew_beside_closed_weights(tiny_config, tiny_log):
     model, _ = model_of(tiny_config, tiny_log)
-    layer = model.query_tower.input_layer
+    layer = model.query_tower.hidden[0]
     owner = layer.kernel_owner.numpy()
     owner[:, 1:] = np.where(owner[:, 1:] == FREE, 0, owner[:, 1:])
     layer.kernel_owner.assign(owner)

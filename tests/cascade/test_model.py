@@ -61,7 +61,7 @@ def test_parameters_are_those_of_a_plain_two_tower_model(build, tiny_log):
             for e in table.encoders
         )
         width = 6 + 4 * len(table.encoders) + 6 * histories
-        return table.num_rows * 6 + encoded + (width + 1) * 10 + 10 * 8
+        return table.num_rows * 6 + encoded + (width + 1) * 10 + (10 + width) * 8
 
     expected = tower(users, 3) + tower(items, 0)
     assert model.num_parameters == expected

@@ -2,6 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfcsmf.cascade import capacity
+from tfcsmf.cascade.dimensions import rotate_free_dimensions
+from tfcsmf.cascade.histories import open_histories
+from tfcsmf.cascade.model import build_model, history_stages
+from tfcsmf.cascade.pruning import CumulativePercentile
+from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs
 from tfcsmf.retrieval import folding
 from tfcsmf.retrieval.folding import FoldedDense, FoldedTable, FoldedTower
@@ -45,9 +51,12 @@ def test_a_table_answers_every_pass(ownership, stacked_entries, monkeypatch):
     rows, lists = tf.constant([3, 8]), tf.constant([[0, 5, 5], [0, 0, 0]])
     for stage in range(3):
         looked_up, pooled = folded(rows), folded.pool(lists)
+        rooted = folded.pool(lists, "sqrtn")
         own = min(stage, looked_up.shape[0] - 1)  # a frozen table has one pass
         np.testing.assert_array_equal(looked_up[own], layer(rows, stage))
         np.testing.assert_array_equal(pooled[own], layer.pool(lists, stage))
+        expected = layer.pool(lists, stage, combiner="sqrtn")
+        np.testing.assert_array_equal(rooted[own], expected)
 
 
 def test_owners_are_stored_only_where_a_pass_needs_them():
@@ -78,6 +87,44 @@ def test_folded_query_passes_are_bit_equal_to_the_model(which, request, helpers)
         )
         np.testing.assert_array_equal(actual[:, stage], expected)
         assert np.abs(expected).max() > 0
+
+
+@pytest.mark.parametrize("hidden", ["[10]", "[]"])
+def test_folded_passes_after_opened_histories_and_turned_dimensions(
+    tiny_config, tiny_log, some_inputs, hidden
+):
+    """The stages of a cascade without its training."""
+    assignments = [f"towers.hidden_units={hidden}"]
+    config = Config.from_dict(tiny_config.to_dict(), assignments)
+    model, stages = build_model(config, tiny_log), history_stages(config, tiny_log)
+    queries, catalogue = some_inputs
+    for stage in range(3):
+        if stage:
+            capacity.reopen(model, "reinitialize", None, seed=stage)
+            open_histories(model.query_tower, stages, stage, seed=stage)
+        rotate_free_dimensions(
+            model,
+            model.query_vectors(queries, stage, training=True).numpy(),
+            model.candidate_vectors(catalogue, stage, training=True).numpy(),
+        )
+        if stage < 2:
+            shares = capacity.Shares(0.3, 0.3, 0.4)
+            criterion = CumulativePercentile()
+            capacity.prune(model, stage, criterion, shares, stages_left=2 - stage)
+        else:
+            capacity.take_over(model, stage)
+    blocks = model.block_owner.numpy() <= np.arange(3)[:, np.newaxis]
+    table = FoldedTable(model.candidate_tower.id_table, range(3))
+    padded = {
+        name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
+        for name, value in queries.items()
+    }
+    folded = FoldedTower(model.query_tower, blocks, table)(padded)
+    for stage in range(3):
+        expected = model.query_vectors(queries, stage)
+        np.testing.assert_array_equal(folded[stage], expected)
+        assert np.abs(expected).max() > 0
+    assert not np.allclose(folded[1], folded[2])
 
 
 def test_folded_candidate_passes_are_bit_equal_to_the_model(shop):

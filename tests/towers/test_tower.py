@@ -79,6 +79,83 @@ def test_every_kind_of_feature_by_hand():
     np.testing.assert_allclose(tower(INPUTS), expected @ output, rtol=1e-4, atol=1e-5)
 
 
+def test_the_output_layer_sees_hidden_activations_beside_the_encodings():
+    tower = make_tower(activation="tanh")
+    encodings = tower.encode(INPUTS).numpy()
+    values = encodings
+    for layer in tower.hidden:
+        values = np.tanh(values @ layer.kernel.numpy() + layer.bias.numpy())
+    seen = np.concatenate([values, encodings], axis=1)
+    expected = seen @ tower.output_layer.kernel.numpy()
+    np.testing.assert_allclose(tower(INPUTS), expected, rtol=1e-4, atol=1e-5)
+    assert [(k.name, first) for k, first in tower.encoding_kernels()] == [
+        ("hidden_0", 0),
+        ("output", HIDDEN[1]),
+    ]
+    flat = make_tower(hidden_units=())
+    assert flat.encoding_kernels() == [(flat.output_layer, 0)]
+
+
+@pytest.mark.parametrize("dimension", [EMBEDDING, 4, 9])
+@pytest.mark.parametrize("hidden", [(), HIDDEN])
+def test_a_vector_starts_as_the_sum_of_its_embeddings(dimension, hidden):
+    sizes = {"dimension": dimension, "hidden_units": hidden}
+    candidate = make_tower(features=(), **sizes)
+    query = make_query(candidate.id_table, **sizes)
+    for tower in (candidate, query):
+        # What hidden layers add at the start is small, and not looked at here.
+        for layer in tower.hidden:
+            layer.kernel.assign(tf.zeros_like(layer.kernel))
+    items, users = (t.id_table.table.numpy() for t in (candidate, query))
+    sums = users[[3, 2, 9]] + [
+        (items[3] + items[4]) / np.sqrt(2),
+        items[5],
+        items[9],
+    ]
+    kept = min(dimension, EMBEDDING)
+    for tower, inputs, expected in (
+        (candidate, INPUTS, items[[3, 2, 9]]),
+        (query, QUERY_INPUTS, sums),
+    ):
+        vectors = tower(inputs).numpy()
+        np.testing.assert_allclose(vectors[:, :kept], expected[:, :kept], rtol=1e-5)
+        assert not vectors[:, kept:].any()
+
+
+def test_initial_rows_of_features_and_activations_are_draws():
+    tf.keras.utils.set_random_seed(3)
+    tower = make_tower(hidden_units=(50,), feature_dimension=50, dimension=40)
+    tf.keras.utils.set_random_seed(3)
+    same = make_tower(hidden_units=(50,), feature_dimension=50, dimension=40)
+    kernel = tower.output_layer.kernel.numpy()
+    np.testing.assert_array_equal(kernel, same.output_layer.kernel)
+    limit = np.sqrt(6 / sum(kernel.shape))
+    activations, ids, features = np.split(kernel, [50, 50 + EMBEDDING])
+    np.testing.assert_array_equal(ids, np.eye(EMBEDDING, 40))
+    for part, bound in ((activations, 0.1 * limit), (features, limit)):
+        assert 0.95 * bound < np.abs(part).max() <= bound
+        assert part.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
+def test_blocks_start_as_the_same_embedding_each():
+    tower = make_tower(features=(), hidden_units=(), dimension=18, copies=3)
+    ids = tower.id_table.table.numpy()[[3, 2, 9]]
+    np.testing.assert_allclose(tower(INPUTS), np.tile(ids, 3), rtol=1e-6)
+
+
+def test_initial_tables_are_small_and_those_of_query_ids_smaller():
+    options = {"num_ids": 4000, "hidden_units": (), "features": FEATURES}
+    tower = Tower("item_id", **options)
+    query = Tower("user_id", id_scale=0.015, **options)
+    for table, scale in (
+        (tower.id_table, 0.05),
+        (query.id_table, 0.015),
+        (tower.encoders[0], 0.05),
+    ):
+        table.build(None)
+        assert table.table.numpy().std() == pytest.approx(scale, rel=0.2)
+
+
 def test_number_of_parameters_is_that_of_the_plain_tower():
     tower = make_tower()
     width = EMBEDDING + 4 * FEATURE
@@ -87,7 +164,7 @@ def test_number_of_parameters_is_that_of_the_plain_tower():
         + (5 + 6 + 7 + 3) * FEATURE
         + (width + 1) * HIDDEN[0]
         + (HIDDEN[0] + 1) * HIDDEN[1]
-        + HIDDEN[1] * DIMENSION
+        + (HIDDEN[1] + width) * DIMENSION
     )
     assert sum(p.size for p in tower.owned_parameters()) == expected
     assert sum(int(np.prod(v.shape)) for v in tower.trainable_variables) == expected
@@ -108,7 +185,7 @@ def test_the_shared_history_table_belongs_to_the_candidate_tower_only():
     rows = shared.numpy()
     np.testing.assert_allclose(
         encoded[:, EMBEDDING : 2 * EMBEDDING],
-        [(rows[3] + rows[4]) / 2, rows[5], np.zeros(EMBEDDING)],
+        [(rows[3] + rows[4]) / np.sqrt(2), rows[5], np.zeros(EMBEDDING)],
         rtol=1e-6,
     )
     np.testing.assert_array_equal(
@@ -183,7 +260,12 @@ def test_id_dropout_replaces_the_stated_share_of_ids_by_unknown():
 
 def test_config_round_trip():
     tower = make_tower(
-        activation="tanh", dropout=0.1, id_dropout=0.2, ownership="columns"
+        activation="tanh",
+        dropout=0.1,
+        id_dropout=0.2,
+        ownership="columns",
+        id_scale=0.3,
+        copies=2,
     )
     copy = Tower.from_config(tower.get_config())
     assert copy.get_config() == tower.get_config()

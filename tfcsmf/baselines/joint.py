@@ -181,12 +181,11 @@ class JointSystem(VectorSystem):
         """Builds the untrained network."""
         tf.keras.utils.set_random_seed(self.config.seed)
         heads = 1 if self.one_score else len(log.objectives)
-        dimension = self.config.towers.dimension
         towers = build_towers(
             self.config,
             log,
             type(self).query_class,
-            dimension * heads if self.wide else dimension,
+            heads if self.wide else 1,
             objectives=heads,
             wide=self.wide,
         )

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfcsmf.errors import ConfigError
 from tfcsmf.towers import MaskedDense, Tower
+from tfcsmf.towers.linear_path import beside
 from tfcsmf.towers.tower import NO_BLOCKS, Blocks, build_layer
 
 _HEAD = 100  # number of the heads among the layers with dropout; more than there are
@@ -16,6 +17,9 @@ _HEAD = 100  # number of the heads among the layers with dropout; more than ther
 
 class SharedBottomTower(Tower):
     """Hidden layers shared by all objectives, and a linear head for each.
+
+    As in the plain tower, heads see the encodings beside the hidden activations, and
+    at the start each gives the sum of the id's and the histories' embeddings.
 
     With one objective it is the plain two-tower's query tower.
 
@@ -40,7 +44,8 @@ class SharedBottomTower(Tower):
         self.objectives = objectives
         self.wide = wide
         units = self.dimension // objectives if wide else self.dimension
-        # Instead of `output_layer`, which is never built.
+        # Instead of `output_layer`, which is never built. No history is ever closed
+        # here: every head sees all of them from the start.
         self.heads = [
             MaskedDense(units, use_bias=False, name=f"head_{objective}")
             for objective in range(objectives)
@@ -53,19 +58,19 @@ class SharedBottomTower(Tower):
 
     def build_dense(self, width: int) -> None:
         """See `Tower.build_dense`."""
-        width = self.build_bottom(width)
+        activations = self.build_bottom(width)
         for head in self.heads:
-            build_layer(head, width)
+            self.build_output(head, activations)
 
     def build_bottom(self, width: int) -> int:
-        """Creates the weights below the heads; returns the width of their input."""
-        for layer in self.hidden:
-            build_layer(layer, width)
-            width = layer.units
-        return width
+        """Creates the weights below the heads; returns the width of `bottom`."""
+        return self.build_hidden(width)
 
     def bottom(self, encodings: tf.Tensor, seed: tf.Tensor | None) -> list[tf.Tensor]:
-        """Returns the input of every head, [batch, width] each."""
+        """Returns the activations below every head, [batch, width] each.
+
+        Without hidden layers they are the encodings, which heads then see alone.
+        """
         for index, layer in enumerate(self.hidden):
             encodings = layer(self.dropped(encodings, seed, index))
         return [encodings] * self.objectives
@@ -80,7 +85,8 @@ class SharedBottomTower(Tower):
         encodings = self.encode(inputs, None, seed, blocks)
         heads = []
         for number, part in enumerate(self.bottom(encodings, seed)):
-            vector = self.heads[number](self.dropped(part, seed, _HEAD))
+            seen = beside(part, encodings)
+            vector = self.heads[number](self.dropped(seen, seed, _HEAD))
             if self.wide:
                 before = number * self.heads[number].units
                 after = self.dimension - before - self.heads[number].units

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.inputs import history_name
-from tfcsmf.towers import CLOSED, FREE, Tower
+from tfcsmf.towers import CLOSED, FREE, Tower, identity_rows
 
 
 def opening_stages(
     objectives: Sequence[str], history_events: Sequence[str], access: str
 ) -> dict[str, int]:
     """Returns the first stage that sees each event's history, by event.
+
+    Objectives come first, in their order.
 
     With access `earlier` the history of an objective's own events opens with its
     stage: exposures are predicted without the clicks and purchases of the user.
@@ -26,42 +27,58 @@ def opening_stages(
 
     Example:
       >>> opening_stages(["view", "buy"], ["search", "view", "buy"], "earlier")
-      {'search': 0, 'view': 0, 'buy': 1}
+      {'view': 0, 'buy': 1, 'search': 0}
     """
     stages = {event: stage for stage, event in enumerate(objectives)}
     later = stages if access == "earlier" else {}
-    return {event: later.get(event, 0) for event in history_events}
+    ordered = sorted(history_events, key=lambda event: stages.get(event, len(stages)))
+    return {event: later.get(event, 0) for event in ordered}
 
 
 def close_histories(tower: Tower, opening: Mapping[str, int]) -> None:
     """Closes the weights of the histories that do not open with the first stage."""
     later = [event for event, stage in opening.items() if stage > 0]
-    columns = _columns(tower, later)
-    layer = tower.input_layer
-    value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
-    value[columns], owner[columns] = 0.0, CLOSED
-    layer.kernel.assign(value)
-    layer.kernel_owner.assign(owner)
+    for layer, first in tower.encoding_kernels():
+        value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
+        for event in later:
+            rows = _rows(tower, event, first)
+            value[rows], owner[rows] = 0.0, CLOSED
+        layer.kernel.assign(value)
+        layer.kernel_owner.assign(owner)
 
 
 def open_histories(
     tower: Tower, opening: Mapping[str, int], stage: int, seed: int
 ) -> None:
-    """Gives a stage the weights of the histories that open with it, drawn afresh."""
+    """Gives a stage the weights of the histories that open with it.
+
+    Those of the hidden layer are drawn afresh. Those of the output layer start as a
+    copy of the history's that opened last: a cart counts at first as a view does,
+    whatever basis the output dimensions were turned to.
+    """
     now = [event for event, first in opening.items() if first == stage]
-    layer = tower.input_layer
-    value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
-    opened = (owner == CLOSED) & _columns(tower, now)[:, np.newaxis]
-    if not opened.any():  # for instance in a model that was trained with all
-        return
-    draws = tf.keras.initializers.GlorotUniform(seed=seed)(value.shape).numpy()
-    layer.kernel.assign(np.where(opened, draws, value))
-    layer.kernel_owner.assign(np.where(opened, np.int8(FREE), owner))
+    earlier = [event for event, first in opening.items() if first < stage]
+    # The first of several: objectives' histories come first in `opening`.
+    model = max(earlier, key=lambda event: opening[event], default=None)
+    for layer, first in tower.encoding_kernels():
+        value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
+        draws = tf.keras.initializers.GlorotUniform(seed=seed)(value.shape).numpy()
+        for event in now:
+            rows = _rows(tower, event, first)
+            if not (owner[rows] == CLOSED).all():
+                continue  # opened before, or trained with all
+            if layer is not tower.output_layer:
+                value[rows] = draws[rows]
+            elif model is not None:
+                value[rows] = value[_rows(tower, model, first)]
+            else:
+                value[rows] = identity_rows(*value[rows].shape).numpy()
+            owner[rows] = FREE
+        layer.kernel.assign(value)
+        layer.kernel_owner.assign(owner)
 
 
-def _columns(tower: Tower, events: Collection[str]) -> np.ndarray:
-    """Marks the inputs that the histories of events fill, bool [input_width]."""
-    columns = np.zeros(tower.input_width, bool)
-    for event in events:
-        columns[tower.history_columns(history_name(event))] = True
-    return columns
+def _rows(tower: Tower, event: str, first: int) -> slice:
+    """Returns a history's rows of a kernel whose encodings begin with row `first`."""
+    columns = tower.history_columns(history_name(event))
+    return slice(first + columns.start, first + columns.stop)

@@ -25,7 +25,7 @@ from tfcsmf.towers import (
     bounded,
 )
 from tfcsmf.towers.ownership import new_owner
-from tfcsmf.towers.tower import NO_BLOCKS, Blocks
+from tfcsmf.towers.tower import NO_BLOCKS, QUERY_SCALE, Blocks
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -276,7 +276,7 @@ def build_towers(
     config: Config,
     log: PreparedLog,
     query_class: Callable[..., Tower] = Tower,
-    dimension: int | None = None,
+    copies: int = 1,
     **query_options: Any,
 ) -> tuple[Tower, Tower]:
     """Builds the query and the candidate tower of a configuration.
@@ -285,12 +285,14 @@ def build_towers(
       config: `towers` is used.
       log: gives vocabularies, features and histories.
       query_class: called with the arguments of `Tower`.
-      dimension: of both vectors; `towers.dimension` by default.
+      copies: how many blocks of `towers.dimension` both vectors have; each starts
+        as the identity.
       **query_options: further arguments of `query_class`.
     """
     towers = config.towers
     common: dict[str, Any] = {
-        "dimension": towers.dimension if dimension is None else dimension,
+        "dimension": towers.dimension * copies,
+        "copies": copies,
         "hidden_units": towers.hidden_units,
         "embedding_dimension": towers.embedding_dimension,
         "feature_dimension": towers.feature_dimension,
@@ -316,6 +318,7 @@ def build_towers(
         histories=[history_name(event) for event in log.history_events],
         history_dropout=towers.history_dropout,
         history_table=candidate_tower.id_table,
+        id_scale=QUERY_SCALE,
         name="query",
         **common,
         **query_options,

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING
-from tfcsmf.towers import MaskedDense, MaskedEmbedding, Tower
+from tfcsmf.towers import POOLING, Combiner, MaskedDense, MaskedEmbedding, Tower
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -103,8 +103,12 @@ class FoldedTable(tf.Module):
         owner = tf.gather(self.owner, rows) if self._by_entry else self.owner
         return tf.where(owner <= self._passes, values, 0.0)
 
-    def pool(self, rows: tf.Tensor) -> tf.Tensor:
-        """Averages rows that are not `PADDING`, int [n, length], for every pass.
+    def pool(self, rows: tf.Tensor, combiner: Combiner = "mean") -> tf.Tensor:
+        """Pools rows that are not `PADDING`, int [n, length], for every pass.
+
+        Args:
+          rows: see above.
+          combiner: see `MaskedEmbedding.pool`.
 
         Returns:
           As a lookup does.
@@ -116,7 +120,7 @@ class FoldedTable(tf.Module):
         lists = present[:, 0] + size * tf.range(passes, dtype=tf.int64)[:, tf.newaxis]
         lists = tf.reshape(lists, [-1])
         # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
-        pooled = tf.sparse.segment_mean(
+        pooled = POOLING[combiner](
             tf.reshape(values, [-1, self._dimension]),
             tf.range(tf.size(lists)),
             lists,
@@ -154,9 +158,9 @@ class FoldedTower(tf.Module):
             else FoldedTable(layer, passes)
             for layer in tower.encoders
         ]
-        self.layers = [FoldedDense(layer, passes) for layer in tower.hidden]
+        self.hidden = [FoldedDense(layer, passes) for layer in tower.hidden]
         # It has neither bias nor activation, so zero columns give zeros.
-        self.layers.append(FoldedDense(tower.output_layer, passes, blocks))
+        self.output_layer = FoldedDense(tower.output_layer, passes, blocks)
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         """Returns the vectors of every pass, float [S, n, d].
@@ -175,16 +179,22 @@ class FoldedTower(tf.Module):
         if histories:
             assert self.history_table is not None  # for the type checker
             lists = tf.concat([inputs[name] for name in histories], axis=0)
-            pooled = self.history_table.pool(lists)
+            pooled = self.history_table.pool(lists, "sqrtn")
             parts += tf.split(pooled, len(histories), axis=1)
-        passes = max(part.shape[0] for part in parts)
-        outputs = tf.concat(
-            [
-                part if part.shape[0] == passes else tf.repeat(part, passes, axis=0)
-                for part in parts
-            ],
-            axis=2,
-        )
-        for layer in self.layers:
+        encodings = outputs = _joined(parts)
+        for layer in self.hidden:
             outputs = layer(outputs)
-        return outputs
+        seen = _joined([outputs, encodings]) if self.hidden else encodings
+        return self.output_layer(seen)
+
+
+def _joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Joins the columns of parts, [1 or S, n, width] each."""
+    passes = max(part.shape[0] for part in parts)
+    return tf.concat(
+        [
+            part if part.shape[0] == passes else tf.repeat(part, passes, axis=0)
+            for part in parts
+        ],
+        axis=2,
+    )

@@ -9,12 +9,19 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING, UNKNOWN
+from tfcsmf.towers.linear_path import beside, start_as_identity
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
 from tfcsmf.towers.ownership import OwnedParameter
 
 Blocks = Mapping[str, RowBlock]
 NO_BLOCKS: Blocks = {}
+
+# Standard deviations of initial tables. Measured on Taobao: large ones hurt, those of
+# query ids most, as they are noise beside the histories until the user was trained.
+CANDIDATE_SCALE = 0.05
+QUERY_SCALE = 0.015
+FEATURE_SCALE = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,11 @@ class FeatureSpec:
 class Tower(tf.keras.layers.Layer):
     """An id, features and pooled histories, through masked dense layers.
 
+    The last layer is linear and sees the encodings beside the last hidden
+    activations. At the start a vector is the sum of the embeddings of the id and of
+    the histories (see `start_as_identity`). Histories are pooled as sum / sqrt(n):
+    what is known of a user moves the vector more, the more there is of it.
+
     Args:
       id_name: key of the id rows in the inputs (`user_id` or `item_id`).
       num_ids: rows of the id table.
@@ -52,6 +64,9 @@ class Tower(tf.keras.layers.Layer):
         int [batch, length]. One that is not given is empty.
       history_dropout: share of every history's rows that training leaves out.
       history_table: the candidate tower's id table, shared and owned there.
+      id_scale: standard deviation of the initial id table.
+      copies: equal parts of the output that start as the identity each; for
+        vectors with a block of their own per objective.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
@@ -77,6 +92,8 @@ class Tower(tf.keras.layers.Layer):
         histories: Sequence[str] = (),
         history_dropout: float = 0.0,
         history_table: MaskedEmbedding | None = None,
+        id_scale: float = CANDIDATE_SCALE,
+        copies: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -95,6 +112,7 @@ class Tower(tf.keras.layers.Layer):
         self.dropout = dropout
         self.histories = tuple(histories)
         self.history_dropout = history_dropout
+        self.copies = copies
         self._settings = {
             "num_ids": num_ids,
             "hidden_units": tuple(hidden_units),
@@ -102,19 +120,24 @@ class Tower(tf.keras.layers.Layer):
             "feature_dimension": feature_dimension,
             "activation": activation,
             "ownership": ownership,
+            "id_scale": id_scale,
         }
         # Owned by the candidate tower; a closure hides it from Keras tracking, so
         # that the shared table is saved, counted and updated once.
         self._history_table: Callable[[], Any] = lambda: history_table
         self.id_table = MaskedEmbedding(
-            num_ids, embedding_dimension, ownership, name=id_name
+            num_ids, embedding_dimension, ownership, id_scale, name=id_name
         )
         # Numbered, because TensorFlow allows few of the characters of column names.
         self.encoders = [
             MaskedDense(feature_dimension, use_bias=False, name=f"feature_{index}")
             if spec.kind == "vector"
             else MaskedEmbedding(
-                spec.size, feature_dimension, ownership, name=f"feature_{index}"
+                spec.size,
+                feature_dimension,
+                ownership,
+                FEATURE_SCALE,
+                name=f"feature_{index}",
             )
             for index, spec in enumerate(self.features)
         ]
@@ -135,10 +158,16 @@ class Tower(tf.keras.layers.Layer):
             + sum(int(self._history_table().dimension) for _ in self.histories)
         )
 
-    @property
-    def input_layer(self) -> MaskedDense:
-        """The first dense layer."""
-        return self.hidden[0] if self.hidden else self.output_layer
+    def encoding_kernels(self) -> list[tuple[MaskedDense, int]]:
+        """Returns the layers that see the encodings, and their first row that does.
+
+        The output layer comes last; without hidden layers it is the only one.
+        """
+        activations = self.hidden[-1].units if self.hidden else 0
+        return [
+            *((layer, 0) for layer in self.hidden[:1]),
+            (self.output_layer, activations),
+        ]
 
     def history_columns(self, name: str) -> slice:
         """Returns the columns of the concatenated encodings a history fills."""
@@ -162,9 +191,24 @@ class Tower(tf.keras.layers.Layer):
 
     def build_dense(self, width: int) -> None:
         """Creates the weights of `dense_layers` for encodings of this width."""
-        for layer in self.dense_layers:
-            build_layer(layer, width)
-            width = layer.units
+        self.build_output(self.output_layer, self.build_hidden(width), self.copies)
+
+    def build_hidden(self, width: int) -> int:
+        """Creates the weights of the hidden layers; returns the last one's width."""
+        activations = 0
+        for layer in self.hidden:
+            build_layer(layer, activations or width)
+            activations = layer.units
+        return activations
+
+    def build_output(
+        self, layer: MaskedDense, activations: int, copies: int = 1
+    ) -> None:
+        """Creates the weights of a layer that sees [activations; encodings]."""
+        build_layer(layer, activations + self.input_width)
+        ids = slice(0, self._settings["embedding_dimension"])
+        histories = [self.history_columns(name) for name in self.histories]
+        start_as_identity(layer.kernel, activations, [ids, *histories], copies)
 
     def call(
         self,
@@ -174,10 +218,11 @@ class Tower(tf.keras.layers.Layer):
         blocks: Blocks = NO_BLOCKS,
     ) -> tf.Tensor:
         """Encodes a batch; see the class."""
-        encodings = self.encode(inputs, stage, seed, blocks)
-        for index, layer in enumerate(self.dense_layers):
-            encodings = layer(self.dropped(encodings, seed, index), stage)
-        return encodings
+        encodings = activations = self.encode(inputs, stage, seed, blocks)
+        for index, layer in enumerate(self.hidden):
+            activations = layer(self.dropped(activations, seed, index), stage)
+        seen = beside(activations, encodings)
+        return self.output_layer(self.dropped(seen, seed, len(self.hidden)), stage)
 
     def dropped(self, inputs: tf.Tensor, seed: tf.Tensor | None, index: int) -> Any:
         """Returns the inputs of dense layer `index` after dropout, if that is on."""
@@ -212,7 +257,8 @@ class Tower(tf.keras.layers.Layer):
             history = inputs[name]
             if seed is not None and self.history_dropout:
                 history = thinned(history, self.history_dropout, seed + [0, number + 1])
-            parts.append(table.pool(history, stage, blocks.get(table.name)))
+            block = blocks.get(table.name)
+            parts.append(table.pool(history, stage, block, combiner="sqrtn"))
         return tf.concat(parts, axis=1)
 
     def owned_parameters(self) -> list[OwnedParameter]:
@@ -239,6 +285,7 @@ class Tower(tf.keras.layers.Layer):
                 "id_name": self.id_name,
                 "features": [asdict(spec) for spec in self.features],
                 "dimension": self.dimension,
+                "copies": self.copies,
                 "id_dropout": self.id_dropout,
                 "dropout": self.dropout,
                 "history_dropout": self.history_dropout,
