@@ -183,7 +183,7 @@ class LossConfig(Section):
     temperature: PositiveFloat = 1.0
     # A catalogue of at most this many items is the negatives of every batch as a
     # whole; from a larger one they are sampled, as the next settings say.
-    full_softmax_up_to: NonNegative = 20_000
+    whole_catalogue: NonNegative = 20_000
     # logQ correction of in-batch negatives by their frequency in the log.
     correct_sampling: bool = True
     # Uniform negatives shared by the batch, beside the in-batch ones.

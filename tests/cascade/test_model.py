@@ -201,7 +201,7 @@ def test_loss_of_the_first_stage(build, tiny_log, table_rows, corrected):
     model = build()
     # Negatives are drawn, or else the catalogue is small enough.
     batches = StageBatches(
-        tiny_log, "click", replace(SETTINGS, full_softmax_up_to=0 if corrected else 40)
+        tiny_log, "click", replace(SETTINGS, whole_catalogue=0 if corrected else 40)
     )
     batch = table_rows(next(iter(batches.dataset(1.0, 0, 0, 1))))
     if corrected:
@@ -360,6 +360,13 @@ def test_the_seed_decides_the_initial_parameters(build):
     for a, b, c in pairs:
         np.testing.assert_array_equal(a.variable, b.variable)
         assert a.role == "bias" or (a.variable.numpy() != c.variable.numpy()).any()
+
+
+def test_initial_tables_are_small_and_that_of_query_ids_is_smaller(build):
+    model = build()
+    for tower, scale in ((model.query_tower, 0.015), (model.candidate_tower, 0.05)):
+        # About 60 x 6 and 40 x 6 entries.
+        assert tower.id_table.table.numpy().std() == pytest.approx(scale, rel=0.2)
 
 
 @pytest.mark.parametrize("ending", ["checkpoint", "weights", "weights.h5"])

@@ -155,7 +155,7 @@ def test_every_row_once_per_epoch_up_to_the_remainder(tiny_log, share, batch_siz
 @pytest.mark.parametrize("limit", [0, 40])
 def test_positives_are_pairs_of_the_log(name, limit, request):
     log = request.getfixturevalue(name)
-    batches = make(log, full_softmax_up_to=limit)
+    batches = make(log, whole_catalogue=limit)
     known = batches.examples.pairs
     pairs = set(zip(known.users, known.items, strict=True))
     for batch in numpy_of(batches.dataset(1.0, 0, 0, 3)):
@@ -178,16 +178,16 @@ def test_positives_are_pairs_of_the_log(name, limit, request):
 
 def test_a_small_catalogue_is_all_candidates(tiny_log):
     size = tiny_log.items.size
-    batches = make(tiny_log, full_softmax_up_to=size, hard_negatives=0)
-    assert batches.whole_catalogue and batches.probability is None
+    batches = make(tiny_log, whole_catalogue=size, hard_negatives=0)
+    assert batches.has_whole_catalogue and batches.probability is None
     (batch,) = numpy_of(batches.dataset(1.0, 0, 0, 1))
     np.testing.assert_array_equal(batch["items/"], np.arange(size))
     assert "counts/" not in batch
-    assert not make(tiny_log, full_softmax_up_to=size - 1).whole_catalogue
+    assert not make(tiny_log, whole_catalogue=size - 1).whole_catalogue
 
 
 def test_hard_negatives_weigh_more_in_a_whole_catalogue(tiny_log):
-    batches = make(tiny_log, full_softmax_up_to=10**6, hard_negatives=64)
+    batches = make(tiny_log, whole_catalogue=10**6, hard_negatives=64)
     steps = numpy_of(batches.dataset(1.0, 0, 0, 20))
     drawn = np.sum([batch["counts/"] - 1 for batch in steps], axis=0)
     assert drawn.sum() == 20 * 64 and drawn.min() >= 0

@@ -142,7 +142,7 @@ class CascadeTrainer:
                 ),
                 data.target_share,
                 data.visible_share,
-                loss.full_softmax_up_to,
+                loss.whole_catalogue,
             ),
         )
         if self.log.items.size < 2:
@@ -164,7 +164,7 @@ class CascadeTrainer:
         )
         model.sampling_probability = (
             tf.constant(batches.probability)
-            if self.config.loss.correct_sampling and not batches.whole_catalogue
+            if self.config.loss.correct_sampling and not batches.has_whole_catalogue
             else None
         )
         beginning = progress.phase == "train" and progress.step == 0

@@ -48,7 +48,7 @@ class BatchSettings:
       histories: events whose histories are given; `None` for all.
       target_share: see `TargetChooser`.
       visible_share: see `TargetChooser`.
-      full_softmax_up_to: of a catalogue of at most this many items all that are
+      whole_catalogue: of a catalogue of at most this many items all that are
         trained are candidates of every batch, and no negatives are sampled.
     """
 
@@ -60,7 +60,7 @@ class BatchSettings:
     histories: tuple[str, ...] | None = None
     target_share: float = 0.5
     visible_share: float = 0.0
-    full_softmax_up_to: int = 0
+    whole_catalogue: int = 0
 
 
 class StageBatches:
@@ -87,7 +87,7 @@ class StageBatches:
 
     Attributes:
       rows: the examples by query.
-      whole_catalogue: see `BatchSettings.full_softmax_up_to`.
+      has_whole_catalogue: see `BatchSettings.whole_catalogue`.
       probability: float32 [C], the chance that one draw of a negative is each
         candidate: the mixture of all sources. None where nothing is drawn.
     """
@@ -107,9 +107,9 @@ class StageBatches:
         self.batch_size = min(settings.batch_size, len(self.rows))
         self.num_items = log.items.size
         self.num_users = log.users.size
-        self.whole_catalogue = self.num_items <= settings.full_softmax_up_to
         # Items nobody met in training would be negatives and nothing else.
         self._trained = max(log.items.trained, int(self.rows.items.max()) + 1)
+        self.has_whole_catalogue = self._trained <= settings.whole_catalogue
         self._queries = QueryInputs(
             log.users,
             log.train_histories,
@@ -130,7 +130,7 @@ class StageBatches:
         self._known = known_lists(log.known[objective])
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
-        self.probability = None if self.whole_catalogue else self._probability()
+        self.probability = None if self.has_whole_catalogue else self._probability()
 
     def _probability(self) -> np.ndarray:
         # A row's own positives are not among its negatives.
@@ -241,7 +241,7 @@ class StageBatches:
                 dtype=tf.int32,
             )
             hard = tf.gather(self._hard, draws)
-        if self.whole_catalogue:
+        if self.has_whole_catalogue:
             counts = None
             if hard is not None:
                 # Drawn beside the whole catalogue, they weigh more in it.
