@@ -114,12 +114,16 @@ def ours(users: int, items: int, optimizer: str, draws: Draws, margin: str = "")
 
     @tf.function(input_signature=[positions, positions])
     def assemble(users: tf.Tensor, items: tf.Tensor) -> dict[str, object]:
+        # One positive per row, each candidate listed once, as batches do.
+        listed, columns, counts = tf.unique_with_counts(items)
         query = {QUERY_ID: users + NUM_RESERVED}
-        candidate = {CANDIDATE_ID: items + NUM_RESERVED}
+        candidate = {CANDIDATE_ID: listed + NUM_RESERVED}
         return {
             **row_blocks(query, candidate),
-            "items": items,
-            "excluded_pairs": known_pairs(*known, users, items),
+            "items": listed,
+            "positives": tf.stack([tf.range(tf.size(users)), columns], axis=1),
+            "counts": tf.cast(counts, tf.float32),
+            "excluded_pairs": known_pairs(*known, users, listed),
             "seed": tf.constant([0, 0]),
         }
 
@@ -240,14 +244,15 @@ def with_input_pipeline(report: harness.Report, options: argparse.Namespace) -> 
             0,
             config.data.history_length,
             config.seed,
+            whole_catalogue=config.loss.whole_catalogue,
         ),
     )
     model = build_model(config, log)
-    model.sampling_probability = tf.constant(batches.probability)
     step = StageStep(model, stage, batches.element_spec)
     step.start("train", 0)
     steps = 3 * options.steps
     ready = list(batches.dataset(1.0, 0, 0, steps))
+    examples = sum(len(batch["positives"]) for batch in ready)
     stream = iter(batches.dataset(1.0, 0, 0, 10**9))  # runs on, as in training
 
     def whole() -> None:
@@ -266,13 +271,13 @@ def with_input_pipeline(report: harness.Report, options: argparse.Namespace) -> 
     }
     seconds = harness.interleave(systems, options.repeats)
     for name, values in seconds.items():
-        rates = [steps * batches.batch_size / value for value in values]
+        rates = [examples / value for value in values]
         setting = {"optimizer": stage.optimizer, "batch": batches.batch_size}
         report.add(name, setting, "examples/s", rates)
     report.note(
         f"whole input pipeline: defaults of the configuration, {len(log.objectives)} "
-        f"histories of up to {config.data.history_length}, features, "
-        f"{config.loss.uniform_negatives} uniform negatives; "
+        f"histories of up to {config.data.history_length}, features, all items as "
+        f"negatives; "
         f"{len(batches.examples.pairs):,} examples, {log.items.size:,} items"
     )
 

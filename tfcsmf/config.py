@@ -68,7 +68,7 @@ class DataConfig(Section):
     validation_users: NonNegative = 5000
     validation_share: Share = 0.1
     # Last events kept per history feature.
-    history_length: Positive = 50
+    history_length: Positive = 200
     # Where no time is known: share of a user's positives that training takes out of
     # the histories, anew in every batch, to predict them from what is left.
     target_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.5
@@ -111,16 +111,17 @@ class TowersConfig(Section):
     hidden_units: tuple[Positive, ...] = (128,)
     activation: Literal["relu", "gelu", "tanh"] = "relu"
     # Vectors of length 1, whose inner products are cosines (`tfcsmf.towers.bounded`);
-    # to be used with a temperature well below 1, such as .15.
-    normalize: bool = False
+    # to be used with a temperature well below 1.
+    normalize: bool = True
     # How CPP frees parameters: single weights or whole hidden units.
     granularity: Literal["weight", "unit"] = "weight"
     # Who owns embedding tables: entries (CPP on the table), columns, or all of
     # it stage 1 ("frozen").
     embedding_ownership: Literal["entries", "columns", "frozen"] = "entries"
-    # Share of query ids replaced by UNKNOWN in training, so that a user never
-    # seen before gets a trained answer from history and features.
-    query_id_dropout: Share = 0.1
+    # Share of query ids replaced by UNKNOWN in training, so that histories and
+    # features have to answer: ids of users learn their events by heart. A user never
+    # seen before gets a trained answer.
+    query_id_dropout: Share = 0.95
     # The same for candidates; used only where candidates have features.
     candidate_id_dropout: Share = 0.05
     # Share of the events of every history left out in training, anew in every step.
@@ -132,35 +133,32 @@ class StageConfig(Section):
     """How one stage is trained; `cascade.stages.<objective>` overrides fields."""
 
     learning_rate: PositiveFloat = 1e-3
-    # Embedding rows are touched rarely and can take larger steps.
-    embedding_learning_rate: PositiveFloat = 1e-2
+    embedding_learning_rate: PositiveFloat = 5e-3
     optimizer: Literal["adam", "adagrad"] = "adam"
     # Rows of a batch: queries, each with all its positives. Where no time is known a
     # row is a user; else it is a user at one point of its histories.
     batch_size: Positive = 512
-    epochs: Positive = 20
+    epochs: Positive = 50
     # Evaluations without improvement before a stage stops; 0 never stops early.
-    patience: NonNegative = 2
+    patience: NonNegative = 5
     # What is validated and kept is an exponential average over the ends of epochs:
     # the weight of the newest. 1 keeps the newest alone.
     averaging: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.25
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
-    # Share of information mass CPP frees after the stage (method 1.3). .01 frees
-    # a tenth of the entries. Larger shares cost the first objective of Taobao what
-    # recovery does not bring back, and the later ones too (docs/results.md).
-    tau: Share = 0.01
-    # ... of embedding tables, if it differs, and of output dimensions: turned, these
-    # concentrate, and a share of .02 was nine of 64 on Taobao.
+    # Share of information mass CPP frees after the stage (method 1.3). .1 frees a
+    # third of the entries of a Gaussian layer (docs/results.md).
+    tau: Share = 0.1
+    # ... of embedding tables, if it differs, and of output dimensions.
     embedding_tau: Share | None = None
-    output_tau: Share | None = 0.02
+    output_tau: Share | None = 0.05
     # The best of these epochs, or the pruned state, is kept.
-    recovery_epochs: NonNegative = 1
+    recovery_epochs: NonNegative = 6
     # Share of the stage's examples recovery uses. All of them: on a subset the
     # kept entries memorise that subset, and validation falls as the loss does.
     recovery_share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
     # Learning rates of recovery, as a share of the stage's.
-    recovery_rate: PositiveFloat = 0.1
+    recovery_rate: PositiveFloat = 0.3
     # What freed parameters start the next stage from: "keep" (their value before
     # pruning) starts it from the whole previous network.
     freed: Literal["zero", "keep", "reinitialize"] = "keep"
@@ -180,7 +178,7 @@ class LossConfig(Section):
     """Sampled softmax (method section 4)."""
 
     # Scores are divided by it.
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = 0.12
     # A catalogue of at most this many items is the negatives of every batch as a
     # whole; from a larger one they are sampled, as the next settings say.
     whole_catalogue: NonNegative = 20_000

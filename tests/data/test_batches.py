@@ -183,7 +183,7 @@ def test_a_small_catalogue_is_all_candidates(tiny_log):
     (batch,) = numpy_of(batches.dataset(1.0, 0, 0, 1))
     np.testing.assert_array_equal(batch["items/"], np.arange(size))
     assert "counts/" not in batch
-    assert not make(tiny_log, whole_catalogue=size - 1).whole_catalogue
+    assert not make(tiny_log, whole_catalogue=size - 1).has_whole_catalogue
 
 
 def test_hard_negatives_weigh_more_in_a_whole_catalogue(tiny_log):

@@ -35,8 +35,8 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
     "packnet": ("cascade.criterion=magnitude",),
 }
 
-# The share of entries that CPP frees of Gaussian weights at the default tau of .02.
-_SHARE = "cascade.freed_share=0.16"
+# The share of entries that CPP frees of Gaussian weights at the default tau of .1.
+_SHARE = "cascade.freed_share=0.35"
 
 # Each changes one thing about CSMF. What equals the configuration compared is trained
 # all the same: its distance from csmf shows nothing but chance.
@@ -44,14 +44,17 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "criterion_fixed_share": ("cascade.criterion=magnitude", _SHARE),
     "criterion_fisher": ("cascade.criterion=fisher", _SHARE),
     "criterion_random": ("cascade.criterion=random", _SHARE),
-    "tau_0.02": ("cascade.stage.tau=0.02",),
+    "tau_0.01": ("cascade.stage.tau=0.01",),
     "tau_0.05": ("cascade.stage.tau=0.05",),
     "tau_0.1": ("cascade.stage.tau=0.1",),
     "tau_0.3": ("cascade.stage.tau=0.3",),
-    "normalized": ("towers.normalize=True", "loss.temperature=0.15"),
-    "history_dropout_0.5": ("towers.history_dropout=0.5",),
+    "inner_products": ("towers.normalize=False", "loss.temperature=1"),
+    "user_ids": ("towers.query_id_dropout=0.1",),
+    "histories_of_50": ("data.history_length=50",),
+    "targets_hidden": ("data.visible_share=0",),
+    "sampled_negatives": ("loss.whole_catalogue=0",),
     "recovery_off": ("cascade.stage.recovery_epochs=0",),
-    "recovery_on": ("cascade.stage.recovery_epochs=1",),
+    "recovery_1": ("cascade.stage.recovery_epochs=1",),
     "margin_off": ("loss.margin.form=none",),
     "margin_confusable_0.1": (
         "loss.margin.form=confusable",
