@@ -54,8 +54,11 @@ def tiny_config() -> Any:
                 "hidden_units": [10],
                 "embedding_dimension": 6,
                 "feature_dimension": 4,
+                # Plain inner products, which are easier to follow by hand.
+                "normalize": False,
+                "query_id_dropout": 0.1,
             },
-            "loss": {"uniform_negatives": 8},
+            "loss": {"uniform_negatives": 8, "temperature": 1.0},
             "cascade": {"stage": {"batch_size": 32, "epochs": 2}},
         }
     )

@@ -24,8 +24,10 @@ CONFIG = Config.from_dict(
             "hidden_units": [10],
             "embedding_dimension": 6,
             "feature_dimension": 4,
+            "normalize": False,
+            "query_id_dropout": 0.1,
         },
-        "loss": {"uniform_negatives": 8},
+        "loss": {"uniform_negatives": 8, "temperature": 1.0},
         "cascade": {
             "objectives": ["exposure", "click"],
             "stage": {

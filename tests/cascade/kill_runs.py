@@ -182,14 +182,12 @@ def wait(process):
 
 
 def _last_line(path):
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
     return json.loads(lines[-1]) if lines else None
 
 
 def uninterrupted(config, output):
-    began = time.monotonic()
-    status = wait(fork(config, output))
-    return {"output": output, "seconds": time.monotonic() - began, "status": status}
+    return {"output": output, "status": wait(fork(config, output))}
 
 
 def killed_exactly(config, output, seed):
@@ -212,17 +210,26 @@ def killed_exactly(config, output, seed):
     return {"output": output, "kills": kills, "status": status}
 
 
-def killed_at_random(config, output, seed, longest, kills_wanted):
-    """Kills a run from outside, whatever it is doing; then lets it finish."""
+def killed_at_random(config, output, seed, calls, kills_wanted):
+    """Kills a run from outside, whatever it is doing; then lets it finish.
+
+    It dies some time after a number of the calls that are noted: seconds would say
+    little on a machine whose speed changes. So few calls at a time that it cannot be
+    over before the last kill.
+    """
     generator = random.Random(seed)
+    trace = Path(f"{output}.trace")
     kills = []
     for _ in range(kills_wanted):
+        wanted = _lines(trace) + generator.randrange(calls // (kills_wanted + 1))
+        began = time.monotonic()
         process = fork(config, output)
-        seconds = generator.uniform(0.05, 0.5) * longest
-        time.sleep(seconds)
+        while _lines(trace) < wanted and not _is_over(process):
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 0.3))
         os.kill(process, signal.SIGKILL)  # a zombie, if it is over already
-        status = wait(process)
-        where = _last_line(f"{output}.trace")
+        status, seconds = wait(process), time.monotonic() - began
+        where = _last_line(trace)
         kills.append(
             {"what": "random", "moment": where, "status": status, "seconds": seconds}
         )
@@ -230,6 +237,15 @@ def killed_at_random(config, output, seed, longest, kills_wanted):
             break
     status = wait(fork(config, output))
     return {"output": output, "kills": kills, "status": status}
+
+
+def _lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _is_over(process):
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process, flags) is not None
 
 
 def main(config, folder, seed, random_kills):
@@ -241,9 +257,9 @@ def main(config, folder, seed, random_kills):
 
     def lane():
         done["reference"] = uninterrupted(config, str(folder / "reference"))
-        longest = done["reference"]["seconds"]
+        calls = _lines(folder / "reference.trace")
         done["random"] = killed_at_random(
-            config, str(folder / "random"), seed, longest, random_kills
+            config, str(folder / "random"), seed, calls, random_kills
         )
 
     # Forking from a thread is safe here: the other one only waits.

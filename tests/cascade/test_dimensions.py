@@ -92,7 +92,7 @@ def test_no_vectors_at_all_are_legal():
 
 
 def test_a_model_keeps_its_scores_and_its_owned_dimensions(build, some_inputs):
-    model = build()
+    model = build("towers.normalize=false")
     model.block_owner.assign([0, FREE, 0, FREE, FREE, FREE, 1, FREE])
     free = model.block_owner.numpy() == FREE
     model.stage = 2

@@ -80,6 +80,7 @@ def make_shop(folder, **settings):
             "embedding_dimension": 6,
             "feature_dimension": 4,
             "hidden_units": [7],
+            "normalize": False,
         },
         "cascade": {"objectives": list(OBJECTIVES)},
         "retrieval": {"k": 10, "weights": {"buy": 2.0}},
