@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 # Share of a Glorot draw that rows of hidden activations start with, so that they add
-# little to the linear path at first. Measured on Taobao with the scales of tables.
+# little to the linear path at first (our choice, not measured by itself).
 _ACTIVATIONS = 0.1
 
 
@@ -43,7 +43,8 @@ def start_as_identity(
     """Sets the initial values of a kernel that sees [activations; encodings].
 
     So at the start a vector is the sum of its embeddings, as that of item-to-item
-    models is (our choice; CSMF says nothing of it; measured in `docs/results.md`).
+    models is (our choice; CSMF says nothing of it). `docs/results.md` has what it
+    brought together with other changes.
 
     Args:
       kernel: float [activations + encodings, units], with Glorot draws, which rows

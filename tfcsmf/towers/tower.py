@@ -17,8 +17,8 @@ from tfcsmf.towers.ownership import OwnedParameter
 Blocks = Mapping[str, RowBlock]
 NO_BLOCKS: Blocks = {}
 
-# Standard deviations of initial tables. Measured on Taobao: large ones hurt, those of
-# query ids most, as they are noise beside the histories until the user was trained.
+# Standard deviations of initial tables. Small: what was not trained yet is noise beside
+# the histories, that of query ids most of all (our choice, not measured by itself).
 CANDIDATE_SCALE = 0.05
 QUERY_SCALE = 0.015
 FEATURE_SCALE = 0.05
