@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", default="saved_models/cascade", help="folder of the run")
     add("--seed", type=int, help="seed of everything random")
     add("--resume", action="store_true", help="continue a killed run in --output")
+    add("--query-encoder", help="pooled (default), heterrec, merged, sasrec, gru4rec")
     add("--extend", metavar="DIR", help="append objectives to this finished run")
     return parser
 
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = base_tree(arguments.extend, objectives)
     else:
         tree = read_yaml(arguments.config) if arguments.config else {}
-    options = cli.log_options(arguments) | {("seed",): arguments.seed}
+    options = cli.log_options(arguments) | {
+        ("seed",): arguments.seed,
+        ("towers", "query_encoder"): arguments.query_encoder,
+    }
     config = Config.from_dict(with_options(tree, options), arguments.set)
     result = run_cascade(
         config,

@@ -109,6 +109,11 @@ class TowersConfig(Section):
     embedding_dimension: Positive = 64
     feature_dimension: Positive = 16
     hidden_units: tuple[Positive, ...] = (128,)
+    # What the query tower sees of histories: their pooled items, or beside them what a
+    # sequence encoder says of all of them together; `sequence` has its sizes.
+    query_encoder: Literal["pooled", "heterrec", "merged", "sasrec", "gru4rec"] = (
+        "pooled"
+    )
     activation: Literal["relu", "gelu", "tanh"] = "relu"
     # Vectors of length 1, whose inner products are cosines (`tfcsmf.towers.bounded`);
     # to be used with a temperature well below 1.

@@ -15,6 +15,7 @@ from tfcsmf.data.prepared import EvaluationSet, Histories, PreparedLog
 Compiled = Callable[..., tf.Tensor]
 
 _BATCH = 4096
+_SEQUENCES = 256  # queries at once with a sequence encoder, whose attention is large
 
 
 class Encoder:
@@ -99,8 +100,9 @@ class Encoder:
 
         encode = self._compile(("query", id(histories), stage, training), build)
         vectors = np.zeros((len(users), self.model.dimension), np.float32)
-        for start in range(0, len(users), _BATCH):
-            part = slice(start, start + _BATCH)
+        size = _BATCH if self.model.query_tower.sequence is None else _SEQUENCES
+        for start in range(0, len(users), size):
+            part = slice(start, start + size)
             vectors[part] = encode(
                 tf.constant(users[part], tf.int32),
                 tf.constant(history_end[part], tf.int64),

@@ -45,6 +45,8 @@ def close_histories(tower: Tower, opening: Mapping[str, int]) -> None:
             value[rows], owner[rows] = 0.0, CLOSED
         layer.kernel.assign(value)
         layer.kernel_owner.assign(owner)
+    if tower.sequence is not None:
+        tower.sequence.close([history_name(event) for event in later])
 
 
 def open_histories(
@@ -76,6 +78,9 @@ def open_histories(
             owner[rows] = FREE
         layer.kernel.assign(value)
         layer.kernel_owner.assign(owner)
+    if tower.sequence is not None:
+        for event in now:
+            tower.sequence.open(history_name(event), stage, seed)
 
 
 def _rows(tower: Tower, event: str, first: int) -> slice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ import tensorflow_recommenders as tfrs
 
 from tfcsmf.cascade.histories import close_histories, opening_stages
 from tfcsmf.config import Config
-from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
+from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, history_name
 from tfcsmf.data.prepared import EntityTable, PreparedLog
+from tfcsmf.data.rows import NUM_RESERVED
+from tfcsmf.heterrec.query_sequence import QuerySequence
+from tfcsmf.heterrec.settings import build_encoder, uses_features
 from tfcsmf.losses import SampledSoftmax, adaptive_margin
 from tfcsmf.towers import (
     FREE,
@@ -301,6 +304,7 @@ def build_towers(
         "dropout": towers.dropout,
     }
     features = feature_specs(log.items)
+    histories = [history_name(event) for event in log.history_events]
     candidate_tower = Tower(
         CANDIDATE_ID,
         log.items.num_rows,
@@ -315,15 +319,45 @@ def build_towers(
         log.users.num_rows,
         feature_specs(log.users),
         id_dropout=towers.query_id_dropout,
-        histories=[history_name(event) for event in log.history_events],
+        histories=histories,
         history_dropout=towers.history_dropout,
         history_table=candidate_tower.id_table,
         id_scale=QUERY_SCALE,
+        sequence=build_sequence(config, log, candidate_tower, histories),
         name="query",
         **common,
         **query_options,
     )
     return query_tower, candidate_tower
+
+
+def build_sequence(
+    config: Config, log: PreparedLog, tower: Tower, histories: Sequence[str]
+) -> QuerySequence | None:
+    """Builds the sequence encoder of the query tower, if there is to be one.
+
+    Args:
+      config: `towers.query_encoder` says which; `sequence` has its sizes.
+      log: gives the catalogue's features.
+      tower: the candidate tower.
+      histories: names of the lists it reads.
+    """
+    name = config.towers.query_encoder
+    if name == "pooled" or not histories:
+        return None
+    settings = config.sequence.model_copy(update={"encoder": name})
+    rich = uses_features(settings)
+    tokens = 1 + (len(tower.features) if rich else 0)
+    events = NUM_RESERVED + len(histories) if len(histories) > 1 else 0
+    return QuerySequence(
+        tower,
+        EntityInputs(log.items, CANDIDATE_ID),
+        build_encoder(settings, tokens, events),
+        histories,
+        settings.length,
+        rich,
+        name="sequence",
+    )
 
 
 def build_loss(config: Config) -> SampledSoftmax:

@@ -5,6 +5,7 @@ the position in `Progress` stands for the data, the shuffle and the random numbe
 the rest are arrays. Their names in a checkpoint:
 
     block_owner           owner of every output dimension
+    history_owner         first stage that sees each history, with a sequence encoder
     model/<parameter>     values
     owner/<parameter>     owners
     average/<parameter>   average over the ends of the phase's epochs, if that is kept
@@ -178,6 +179,8 @@ def load_model_arrays(model: CSMF, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _variables(model: CSMF) -> dict[str, tf.Variable]:
     variables: dict[str, tf.Variable] = {"block_owner": model.block_owner}
+    if model.query_tower.sequence is not None:
+        variables["history_owner"] = model.query_tower.sequence.history_owner
     for parameter in model.owned_parameters:
         variables[f"model/{parameter.name}"] = parameter.variable
         variables[f"owner/{parameter.name}"] = parameter.owner

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 from tfcsmf.cascade.model import feature_specs
-from tfcsmf.config import Config, SequenceConfig
+from tfcsmf.config import Config
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.data.sequences import Sequences
 from tfcsmf.heterrec.candidates import CrossTower, TiedCandidates
-from tfcsmf.heterrec.encoder import EncoderSettings, HierarchicalEncoder
 from tfcsmf.heterrec.model import PredictionSettings, SequenceModel
-from tfcsmf.heterrec.recurrent import RecurrentEncoder
+from tfcsmf.heterrec.settings import build_encoder, uses_features
 from tfcsmf.heterrec.tokens import ItemTokens
-from tfcsmf.heterrec.transformer import BlockSettings
-
-
-def uses_features(settings: SequenceConfig) -> bool:
-    """Tells whether an encoder looks at more than ids."""
-    return settings.encoder in ("heterrec", "merged")
 
 
 def build_sequence_model(
@@ -44,17 +35,7 @@ def build_sequence_model(
         name="items",
     )
     count = len(tokens.names)
-    encoder: Any
-    if settings.encoder == "gru4rec":
-        encoder = RecurrentEncoder(
-            settings.width, settings.item_layers, settings.dropout, name="encoder"
-        )
-    else:
-        encoder = HierarchicalEncoder(
-            encoder_settings(settings, count, sequences),
-            block_settings(settings),
-            name="encoder",
-        )
+    encoder = build_encoder(settings, count, sequences.num_events, sequences.num_gaps)
     if not rich:
         prediction = PredictionSettings(temperature=settings.temperature)
         return SequenceModel(
@@ -69,34 +50,3 @@ def build_sequence_model(
         settings.temperature,
     )
     return SequenceModel(tokens, encoder, side, prediction, settings.head_units)
-
-
-def encoder_settings(
-    settings: SequenceConfig, num_tokens: int, sequences: Sequences
-) -> EncoderSettings:
-    """Returns the shape of the hierarchical encoder that a configuration names.
-
-    SASRec is the case of a single token and no token level, events or gaps.
-    """
-    rich = uses_features(settings)
-    return EncoderSettings(
-        num_tokens=num_tokens,
-        length=settings.length,
-        num_events=sequences.num_events if rich else 0,
-        num_gaps=sequences.num_gaps if rich else 0,
-        token_layers=settings.token_layers if settings.encoder == "heterrec" else 0,
-        item_layers=settings.item_layers,
-        token_mask=settings.token_mask,
-        merge=settings.merge,
-    )
-
-
-def block_settings(settings: SequenceConfig) -> BlockSettings:
-    """Returns what the blocks of a configuration's transformers share."""
-    return BlockSettings(
-        settings.width,
-        settings.heads,
-        settings.feed_forward,
-        settings.dropout,
-        settings.norm,
-    )

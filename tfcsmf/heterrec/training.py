@@ -18,8 +18,9 @@ from tfcsmf.data.sequence_batches import SequenceBatches, SequenceSettings
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
-from tfcsmf.heterrec.build import build_sequence_model, uses_features
+from tfcsmf.heterrec.build import build_sequence_model
 from tfcsmf.heterrec.encoding import SequenceEncoder
+from tfcsmf.heterrec.settings import uses_features
 
 _REPORT_EVERY = 20  # steps between two looks at the loss
 

@@ -13,7 +13,7 @@ they are equal. Results are the same numbers as the model's own passes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -137,6 +137,7 @@ class FoldedTower(tf.Module):
       blocks: bool [S, d], the output dimensions of each pass.
       history_table: the folded item table of the same passes, for a tower with
         histories.
+      sequence: the folded sequence encoder of a tower that has one.
       passes: the stages whose passes are wanted, S of them; default the first S.
     """
 
@@ -146,12 +147,14 @@ class FoldedTower(tf.Module):
         blocks: np.ndarray,
         history_table: FoldedTable | None = None,
         passes: Sequence[int] | None = None,
+        sequence: Callable[[Inputs], tf.Tensor] | None = None,
     ) -> None:
         super().__init__()
         passes = range(len(blocks)) if passes is None else passes
         self._names = (tower.id_name, tuple(tower.features), tuple(tower.histories))
         self.id_table = FoldedTable(tower.id_table, passes)
         self.history_table = history_table
+        self.sequence = sequence
         self.encoders = [
             FoldedDense(layer, passes)
             if isinstance(layer, MaskedDense)
@@ -181,6 +184,8 @@ class FoldedTower(tf.Module):
             lists = tf.concat([inputs[name] for name in histories], axis=0)
             pooled = self.history_table.pool(lists, "sqrtn")
             parts += tf.split(pooled, len(histories), axis=1)
+        if self.sequence is not None:
+            parts.append(self.sequence(inputs))
         encodings = outputs = _joined(parts)
         for layer in self.hidden:
             outputs = layer(outputs)

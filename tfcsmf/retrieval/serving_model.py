@@ -13,6 +13,7 @@ from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.retrieval.filters import ItemFilters, search_passing
 from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
+from tfcsmf.retrieval.folding_sequences import fold_sequence
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import ABSENT, Index, drop_excluded
 from tfcsmf.retrieval.raw_inputs import (
@@ -83,7 +84,12 @@ class ServingModel(tf.Module):
         self.candidate_inputs = CandidateRawInputs(log.items, self.item_table)
         self.candidate_tower = FoldedTower(model.candidate_tower, own)
         history_table: FoldedTable = self.candidate_tower.id_table
-        self.query_tower = FoldedTower(model.query_tower, seen, history_table)
+        sequence = fold_sequence(
+            model.query_tower.sequence, self.candidate_tower, range(stages)
+        )
+        self.query_tower = FoldedTower(
+            model.query_tower, seen, history_table, sequence=sequence
+        )
         self._normalize = model.normalize
         self.scales = tf.constant(scales, tf.float32)
         self.default_weights = tf.constant(weights, tf.float32)

@@ -67,6 +67,9 @@ class Tower(tf.keras.layers.Layer):
       id_scale: standard deviation of the initial id table.
       copies: equal parts of the output that start as the identity each; for
         vectors with a block of their own per objective.
+      sequence: a layer that encodes all histories together
+        (`tfcsmf.heterrec.query_sequence.QuerySequence`); its encoding, the last one,
+        starts without a part in the output. None for pooled histories alone.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
@@ -94,6 +97,7 @@ class Tower(tf.keras.layers.Layer):
         history_table: MaskedEmbedding | None = None,
         id_scale: float = CANDIDATE_SCALE,
         copies: int = 1,
+        sequence: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -113,6 +117,7 @@ class Tower(tf.keras.layers.Layer):
         self.histories = tuple(histories)
         self.history_dropout = history_dropout
         self.copies = copies
+        self.sequence = sequence
         self._settings = {
             "num_ids": num_ids,
             "hidden_units": tuple(hidden_units),
@@ -150,13 +155,17 @@ class Tower(tf.keras.layers.Layer):
         )
 
     @property
+    def encoding_sizes(self) -> list[int]:
+        """Columns of the encodings of the id and of every feature."""
+        features = [self._settings["feature_dimension"]] * len(self.features)
+        return [self._settings["embedding_dimension"], *features]
+
+    @property
     def input_width(self) -> int:
         """Columns of the concatenated encodings."""
-        return (
-            self._settings["embedding_dimension"]
-            + len(self.features) * self._settings["feature_dimension"]
-            + sum(int(self._history_table().dimension) for _ in self.histories)
-        )
+        histories = [int(self._history_table().dimension) for _ in self.histories]
+        last = 0 if self.sequence is None else int(self.sequence.width)
+        return sum(self.encoding_sizes) + sum(histories) + last
 
     def encoding_kernels(self) -> list[tuple[MaskedDense, int]]:
         """Returns the layers that see the encodings, and their first row that does.
@@ -171,16 +180,17 @@ class Tower(tf.keras.layers.Layer):
 
     def history_columns(self, name: str) -> slice:
         """Returns the columns of the concatenated encodings a history fills."""
-        table = self._history_table()
-        after = len(self.histories) - self.histories.index(name)
-        start = self.input_width - after * table.dimension
-        return slice(start, start + table.dimension)
+        size = int(self._history_table().dimension)
+        start = sum(self.encoding_sizes) + self.histories.index(name) * size
+        return slice(start, start + size)
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights, whatever inputs come first."""
         build_layer(self.id_table, 0)
         for spec, encoder in zip(self.features, self.encoders, strict=True):
             build_layer(encoder, spec.size)
+        if self.sequence is not None:
+            build_layer(self.sequence, 0)
         self.build_dense(self.input_width)
         super().build(input_shape)
 
@@ -209,6 +219,9 @@ class Tower(tf.keras.layers.Layer):
         ids = slice(0, self._settings["embedding_dimension"])
         histories = [self.history_columns(name) for name in self.histories]
         start_as_identity(layer.kernel, activations, [ids, *histories], copies)
+        if self.sequence is not None:
+            width = int(self.sequence.width)
+            layer.kernel[-width:].assign(tf.zeros([width, layer.units]))
 
     def call(
         self,
@@ -249,17 +262,33 @@ class Tower(tf.keras.layers.Layer):
             values = inputs[spec.name]
             pooled = spec.kind == "multi"
             parts.append((encoder.pool if pooled else encoder)(values, stage))
-        for number, name in enumerate(self.histories):
+        lists = self._lists(inputs, seed)
+        for name in self.histories:
             table = self._history_table()
-            if name not in inputs:
+            if name not in lists:
                 parts.append(tf.zeros([tf.shape(ids)[0], table.dimension]))
                 continue
-            history = inputs[name]
-            if seed is not None and self.history_dropout:
-                history = thinned(history, self.history_dropout, seed + [0, number + 1])
             block = blocks.get(table.name)
-            parts.append(table.pool(history, stage, block, combiner="sqrtn"))
+            parts.append(table.pool(lists[name], stage, block, combiner="sqrtn"))
+        if self.sequence is not None and lists:
+            block = blocks.get(self._history_table().name)
+            parts.append(self.sequence(lists, stage, seed, block))
+        elif self.sequence is not None:
+            parts.append(tf.zeros([tf.shape(ids)[0], self.sequence.width]))
         return tf.concat(parts, axis=1)
+
+    def _lists(
+        self, inputs: Mapping[str, tf.Tensor], seed: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the histories that are given, in training after dropout."""
+        lists = {}
+        for number, name in enumerate(self.histories):
+            if name in inputs:
+                lists[name] = inputs[name]
+                if seed is not None and self.history_dropout:
+                    own = seed + [0, number + 1]
+                    lists[name] = thinned(lists[name], self.history_dropout, own)
+        return lists
 
     def owned_parameters(self) -> list[OwnedParameter]:
         """Returns every trainable tensor of this tower with its owners.
@@ -272,12 +301,14 @@ class Tower(tf.keras.layers.Layer):
                 leaf = parameter.name.rpartition("/")[2]
                 name = f"{self.name}/features/{spec.name}/{leaf}"
                 parameters.append(replace(parameter, name=name))
+        if self.sequence is not None:
+            parameters += self.sequence.owned_parameters(self.name)
         for layer in self.dense_layers:
             parameters += layer.owned_parameters(self.name)
         return parameters
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments, without the shared table."""
+        """Returns the constructor arguments, without the shared layers."""
         return (
             super().get_config()
             | self._settings
