@@ -36,7 +36,7 @@ from tfcsmf.data.inputs import history_name
 from tfcsmf.data.prepared import Csr, EntityTable, Histories, PreparedLog
 from tfcsmf.evaluation.topk import Catalogue
 from tfcsmf.retrieval.export import export
-from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
+from tfcsmf.retrieval.folding import FoldedTower, fold_history_features
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import Index, build_index
 from tfcsmf.retrieval.serving_model import ServingModel
@@ -230,9 +230,13 @@ class Setup:
     def one_pass(self, objective: int) -> FoldedTower:
         """The query tower of one objective, as its own model would have it."""
         seen = self.model.block_owner.numpy() <= objective
-        history_table = FoldedTable(self.model.candidate_tower.id_table, [objective])
+        candidate = FoldedTower(
+            self.model.candidate_tower, seen[np.newaxis], passes=[objective]
+        )
+        tower = self.model.query_tower
+        features = fold_history_features(tower, candidate, self.log.items.trained)
         return FoldedTower(
-            self.model.query_tower, seen[np.newaxis], history_table, [objective]
+            tower, seen[np.newaxis], candidate.id_table, [objective], features
         )
 
     def models(

@@ -123,6 +123,8 @@ class TowersConfig(Section):
     # Who owns embedding tables: entries (CPP on the table), columns, or all of
     # it stage 1 ("frozen").
     embedding_ownership: Literal["entries", "columns", "frozen"] = "entries"
+    # Histories say what the features of their items are, not only which items.
+    history_features: bool = True
     # Share of query ids replaced by UNKNOWN in training, so that histories and
     # features have to answer: ids of users learn their events by heart. A user never
     # seen before gets a trained answer.

@@ -108,8 +108,11 @@ def test_without_an_earlier_history_the_output_starts_as_the_identity(
     log = replace(tiny_log, history_events=("click",))
     model, stages = model_of(tiny_config, log)
     open_histories(model.query_tower, stages, 1, seed=0)
-    layer, first = model.query_tower.encoding_kernels()[-1]
-    np.testing.assert_array_equal(layer.kernel.numpy()[first:][-6:], np.eye(6, 8))
+    tower = model.query_tower
+    layer, first = tower.encoding_kernels()[-1]
+    start = tower.history_start(8).numpy()
+    np.testing.assert_array_equal(start[:6], np.eye(6, 8))  # of ids
+    np.testing.assert_array_equal(layer.kernel.numpy()[first:][-len(start) :], start)
 
 
 @pytest.mark.parametrize("hidden", ["[10]", "[]"])

@@ -10,7 +10,12 @@ from tfcsmf.cascade.pruning import CumulativePercentile
 from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs
 from tfcsmf.retrieval import folding
-from tfcsmf.retrieval.folding import FoldedDense, FoldedTable, FoldedTower
+from tfcsmf.retrieval.folding import (
+    FoldedDense,
+    FoldedTable,
+    FoldedTower,
+    fold_history_features,
+)
 from tfcsmf.towers import FREE, MaskedDense, MaskedEmbedding
 
 
@@ -114,12 +119,18 @@ def test_folded_passes_after_opened_histories_and_turned_dimensions(
         else:
             capacity.take_over(model, stage)
     blocks = model.block_owner.numpy() <= np.arange(3)[:, np.newaxis]
-    table = FoldedTable(model.candidate_tower.id_table, range(3))
+    owned = model.block_owner.numpy() == np.arange(3)[:, np.newaxis]
+    candidate = FoldedTower(model.candidate_tower, owned)
+    table = candidate.id_table
+    features = fold_history_features(
+        model.query_tower, candidate, tiny_log.items.trained
+    )
+    assert features is not None
     padded = {
         name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
         for name, value in queries.items()
     }
-    folded = FoldedTower(model.query_tower, blocks, table)(padded)
+    folded = FoldedTower(model.query_tower, blocks, table, None, features)(padded)
     for stage in range(3):
         expected = model.query_vectors(queries, stage)
         np.testing.assert_array_equal(folded[stage], expected)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tfcsmf.data.inputs import history_name
-from tfcsmf.towers import CLOSED, FREE, Tower, identity_rows
+from tfcsmf.towers import CLOSED, FREE, Tower
 
 
 def opening_stages(
@@ -74,7 +74,7 @@ def open_histories(
             elif model is not None:
                 value[rows] = value[_rows(tower, model, first)]
             else:
-                value[rows] = identity_rows(*value[rows].shape).numpy()
+                value[rows] = tower.history_start(value.shape[1]).numpy()
             owner[rows] = FREE
         layer.kernel.assign(value)
         layer.kernel_owner.assign(owner)

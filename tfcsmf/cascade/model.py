@@ -20,6 +20,7 @@ from tfcsmf.losses import SampledSoftmax, adaptive_margin
 from tfcsmf.towers import (
     FREE,
     FeatureSpec,
+    HistoryFeatures,
     MaskedEmbedding,
     OwnedParameter,
     RowBlock,
@@ -311,6 +312,7 @@ def build_towers(
         features,
         # Without features an unknown candidate has nothing to be known by.
         id_dropout=towers.candidate_id_dropout if features else 0.0,
+        is_item=True,
         name="candidate",
         **common,
     )
@@ -322,6 +324,11 @@ def build_towers(
         histories=histories,
         history_dropout=towers.history_dropout,
         history_table=candidate_tower.id_table,
+        history_features=(
+            HistoryFeatures(candidate_tower, EntityInputs(log.items, CANDIDATE_ID))
+            if features and histories and towers.history_features
+            else None
+        ),
         id_scale=QUERY_SCALE,
         sequence=build_sequence(config, log, candidate_tower, histories),
         name="query",

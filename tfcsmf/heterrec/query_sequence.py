@@ -123,9 +123,7 @@ class QuerySequence(OwnedLayer):
         if self.with_features:
             rows = numbers if block is None else tf.gather(block.rows, numbers)
             features = items(tf.maximum(rows - NUM_RESERVED, 0))
-            for spec, encoder in zip(tower.features, tower.encoders, strict=True):
-                embed = encoder.pool if spec.kind == "multi" else encoder
-                values.append(embed(features[spec.name], stage))
+            values += tower.encode_features(features, stage)
         projected = [
             layer(value, stage)
             for layer, value in zip(self.projections, values, strict=True)

@@ -18,8 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.data.rows import PADDING
-from tfcsmf.towers import POOLING, Combiner, MaskedDense, MaskedEmbedding, Tower
+from tfcsmf.data.rows import NUM_RESERVED, PADDING
+from tfcsmf.towers import (
+    POOLING,
+    Combiner,
+    FeatureSpec,
+    HistoryFeatures,
+    MaskedDense,
+    MaskedEmbedding,
+    Tower,
+)
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -113,20 +121,113 @@ class FoldedTable(tf.Module):
         Returns:
           As a lookup does.
         """
-        present = tf.where(tf.not_equal(rows, PADDING))  # [m, 2]
-        values = self(tf.gather_nd(rows, present))
-        passes, size = values.shape[0], tf.shape(rows, tf.int64)[0]
-        # The lists of all passes one after the other.
-        lists = present[:, 0] + size * tf.range(passes, dtype=tf.int64)[:, tf.newaxis]
-        lists = tf.reshape(lists, [-1])
-        # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
-        pooled = POOLING[combiner](
-            tf.reshape(values, [-1, self._dimension]),
-            tf.range(tf.size(lists)),
-            lists,
-            num_segments=size * passes,
-        )
-        return tf.reshape(pooled, [passes, -1, self._dimension])
+        return pool_passes(self, rows, combiner)
+
+
+class ItemFeatures(tf.Module):
+    """Encoded features of the trained items, by embedding row.
+
+    Args:
+      items: inputs of the catalogue by position.
+      names: of the features that are wanted.
+      trained: leading positions that are trained.
+    """
+
+    def __init__(
+        self, items: Callable[[tf.Tensor], Inputs], names: Sequence[str], trained: int
+    ) -> None:
+        super().__init__()
+        # At least one, to look up what padding stands for.
+        inputs = items(tf.range(max(trained, 1)))
+        self.columns = {
+            name: tf.Variable(inputs[name], trainable=False) for name in names
+        }
+
+    def __call__(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns inputs by name; rows below `NUM_RESERVED` give any."""
+        positions = tf.maximum(rows - NUM_RESERVED, 0)
+        return {
+            name: tf.gather(column, positions) for name, column in self.columns.items()
+        }
+
+
+class FoldedHistoryFeatures(tf.Module):
+    """All passes of `HistoryFeatures`.
+
+    Args:
+      features: what is folded.
+      candidate: the folded candidate tower of the same passes.
+      trained: items that histories may hold.
+    """
+
+    def __init__(
+        self, features: HistoryFeatures, candidate: FoldedTower, trained: int
+    ) -> None:
+        super().__init__()
+        names = [spec.name for spec in candidate.features]
+        self.items = ItemFeatures(features.items, names, trained)
+        self.encoders = candidate.encoders
+        self._features = candidate.features
+
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns the encodings of id rows, float [1 or S, m, width]."""
+        return joined(encode_features(self._features, self.encoders, self.items(rows)))
+
+
+def fold_history_features(
+    query: Tower, candidate: FoldedTower, trained: int
+) -> FoldedHistoryFeatures | None:
+    """Folds what a query tower reads of items in histories beside their ids."""
+    if query.history_features is None:
+        return None
+    return FoldedHistoryFeatures(query.history_features, candidate, trained)
+
+
+def encode_features(
+    features: Sequence[FeatureSpec],
+    encoders: Sequence[FoldedDense | FoldedTable],
+    inputs: Inputs,
+) -> list[tf.Tensor]:
+    """Returns the encodings of features, float [1 or S, n, columns] each."""
+    parts = []
+    for spec, encoder in zip(features, encoders, strict=True):
+        values = inputs[spec.name]
+        if isinstance(encoder, FoldedDense):
+            parts.append(encoder(values[tf.newaxis]))
+        else:
+            multi = spec.kind == "multi"
+            parts.append(encoder.pool(values) if multi else encoder(values))
+    return parts
+
+
+def pool_passes(
+    encode: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor, combiner: Combiner
+) -> tf.Tensor:
+    """Pools encodings of the rows that are not `PADDING`, for every pass.
+
+    Args:
+      encode: takes int [m], gives float [1 or S, m, width].
+      rows: int [n, length].
+      combiner: see `MaskedEmbedding.pool`.
+
+    Returns:
+      float [1 or S, n, width].
+    """
+    present = tf.where(tf.not_equal(rows, PADDING))  # [m, 2]
+    values = encode(tf.gather_nd(rows, present))
+    passes, size = values.shape[0], tf.shape(rows, tf.int64)[0]
+    width = values.shape[2]
+    # The lists of all passes one after the other.
+    lists = present[:, 0] + size * tf.range(passes, dtype=tf.int64)[:, tf.newaxis]
+    lists = tf.reshape(lists, [-1])
+    # As `MaskedEmbedding.pool` does it: another order is not bit-equal.
+    pooled = POOLING[combiner](
+        tf.reshape(values, [-1, width]),
+        tf.range(tf.size(lists)),
+        lists,
+        num_segments=size * passes,
+    )
+    return tf.reshape(pooled, [passes, -1, width])
 
 
 class FoldedTower(tf.Module):
@@ -137,6 +238,7 @@ class FoldedTower(tf.Module):
       blocks: bool [S, d], the output dimensions of each pass.
       history_table: the folded item table of the same passes, for a tower with
         histories.
+      history_features: folded, of a tower that has them.
       sequence: the folded sequence encoder of a tower that has one.
       passes: the stages whose passes are wanted, S of them; default the first S.
     """
@@ -147,6 +249,7 @@ class FoldedTower(tf.Module):
         blocks: np.ndarray,
         history_table: FoldedTable | None = None,
         passes: Sequence[int] | None = None,
+        history_features: FoldedHistoryFeatures | None = None,
         sequence: Callable[[Inputs], tf.Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -154,6 +257,7 @@ class FoldedTower(tf.Module):
         self._names = (tower.id_name, tuple(tower.features), tuple(tower.histories))
         self.id_table = FoldedTable(tower.id_table, passes)
         self.history_table = history_table
+        self.history_features = history_features
         self.sequence = sequence
         self.encoders = [
             FoldedDense(layer, passes)
@@ -165,6 +269,11 @@ class FoldedTower(tf.Module):
         # It has neither bias nor activation, so zero columns give zeros.
         self.output_layer = FoldedDense(tower.output_layer, passes, blocks)
 
+    @property
+    def features(self) -> tuple[FeatureSpec, ...]:
+        """What is known of the entity beside its id."""
+        return self._names[1]
+
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         """Returns the vectors of every pass, float [S, n, d].
 
@@ -172,28 +281,24 @@ class FoldedTower(tf.Module):
         """
         id_name, features, histories = self._names
         parts = [self.id_table(inputs[id_name])]  # [1 or S, n, width] each
-        for spec, encoder in zip(features, self.encoders, strict=True):
-            values = inputs[spec.name]
-            if isinstance(encoder, FoldedDense):
-                parts.append(encoder(values[tf.newaxis]))
-            else:
-                multi = spec.kind == "multi"
-                parts.append(encoder.pool(values) if multi else encoder(values))
+        parts += encode_features(features, self.encoders, inputs)
         if histories:
             assert self.history_table is not None  # for the type checker
             lists = tf.concat([inputs[name] for name in histories], axis=0)
-            pooled = self.history_table.pool(lists, "sqrtn")
-            parts += tf.split(pooled, len(histories), axis=1)
+            pooled = [self.history_table.pool(lists, "sqrtn")]
+            if self.history_features is not None:
+                pooled.append(pool_passes(self.history_features, lists, "sqrtn"))
+            parts += tf.split(joined(pooled), len(histories), axis=1)
         if self.sequence is not None:
             parts.append(self.sequence(inputs))
-        encodings = outputs = _joined(parts)
+        encodings = outputs = joined(parts)
         for layer in self.hidden:
             outputs = layer(outputs)
-        seen = _joined([outputs, encodings]) if self.hidden else encodings
+        seen = joined([outputs, encodings]) if self.hidden else encodings
         return self.output_layer(seen)
 
 
-def _joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """Joins the columns of parts, [1 or S, n, width] each."""
     passes = max(part.shape[0] for part in parts)
     return tf.concat(

@@ -11,12 +11,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfcsmf.data.inputs import EntityInputs
 from tfcsmf.data.merged_lists import merge_lists
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.heterrec.layers import OwnedLayer
 from tfcsmf.heterrec.query_sequence import QuerySequence, encode_last, token_scale
-from tfcsmf.retrieval.folding import FoldedDense, FoldedTower, Inputs
+from tfcsmf.retrieval.folding import (
+    FoldedDense,
+    FoldedTower,
+    Inputs,
+    ItemFeatures,
+    encode_features,
+)
 from tfcsmf.towers.ownership import keep_owned
 from tfcsmf.towers.tower import build_layer
 
@@ -42,31 +47,6 @@ class FoldedLayer(tf.Module):
         # TensorFlow would trace and save every Keras layer by itself.
         self.layer = lambda: copy
         self.parameters = [p.variable for p in copy.owned_parameters("")]
-
-
-class ItemFeatures(tf.Module):
-    """Encoded features of the trained items, by embedding row.
-
-    Args:
-      items: inputs of the catalogue.
-      names: of the features that are wanted.
-      trained: leading positions that are trained.
-    """
-
-    def __init__(self, items: EntityInputs, names: Sequence[str], trained: int) -> None:
-        super().__init__()
-        # At least one, to look up what padding stands for.
-        inputs = items(tf.range(min(items.size, max(trained, 1))))
-        self.columns = {
-            name: tf.Variable(inputs[name], trainable=False) for name in names
-        }
-
-    def __call__(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns inputs by name; rows below `NUM_RESERVED` give any."""
-        positions = tf.maximum(rows - NUM_RESERVED, 0)
-        return {
-            name: tf.gather(column, positions) for name, column in self.columns.items()
-        }
 
 
 class FoldedSequence(tf.Module):
@@ -138,13 +118,7 @@ class FoldedSequence(tf.Module):
         values = [self.id_table(rows)]
         if self.encoders:
             features = self.items(rows)
-            for spec, encoder in zip(self._specs, self.encoders, strict=True):
-                given = features[spec.name]
-                if isinstance(encoder, FoldedDense):
-                    values.append(encoder(given[tf.newaxis]))
-                else:
-                    multi = spec.kind == "multi"
-                    values.append(encoder.pool(given) if multi else encoder(given))
+            values += encode_features(self._specs, self.encoders, features)
         parts = [
             layer(value) for layer, value in zip(self.projections, values, strict=True)
         ]

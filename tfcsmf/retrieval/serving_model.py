@@ -12,7 +12,11 @@ from tfcsmf.cascade.model import CSMF
 from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.retrieval.filters import ItemFilters, search_passing
-from tfcsmf.retrieval.folding import FoldedTable, FoldedTower
+from tfcsmf.retrieval.folding import (
+    FoldedTable,
+    FoldedTower,
+    fold_history_features,
+)
 from tfcsmf.retrieval.folding_sequences import fold_sequence
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import ABSENT, Index, drop_excluded
@@ -87,8 +91,11 @@ class ServingModel(tf.Module):
         sequence = fold_sequence(
             model.query_tower.sequence, self.candidate_tower, range(stages)
         )
+        features = fold_history_features(
+            model.query_tower, self.candidate_tower, log.items.trained
+        )
         self.query_tower = FoldedTower(
-            model.query_tower, seen, history_table, sequence=sequence
+            model.query_tower, seen, history_table, None, features, sequence
         )
         self._normalize = model.normalize
         self.scales = tf.constant(scales, tf.float32)

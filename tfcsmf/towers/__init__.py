@@ -1,7 +1,7 @@
 """Masked towers: layers whose parameters are owned by stages."""
 
+from tfcsmf.towers.history_features import HistoryFeatures
 from tfcsmf.towers.layer_norm import OwnedLayerNorm
-from tfcsmf.towers.linear_path import identity_rows
 from tfcsmf.towers.masked_dense import MaskedDense
 from tfcsmf.towers.masked_embedding import POOLING, Combiner, MaskedEmbedding, RowBlock
 from tfcsmf.towers.normalization import block_slack, bounded
@@ -14,6 +14,7 @@ __all__ = [
     "POOLING",
     "Combiner",
     "FeatureSpec",
+    "HistoryFeatures",
     "MaskedDense",
     "MaskedEmbedding",
     "OwnedLayerNorm",
@@ -22,6 +23,5 @@ __all__ = [
     "Tower",
     "block_slack",
     "bounded",
-    "identity_rows",
     "keep_owned",
 ]

@@ -1,9 +1,10 @@
-"""The linear path beside the hidden layers, which starts as the identity."""
+"""The linear path beside the hidden layers, which starts as a sum of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 # Share of a Glorot draw that rows of hidden activations start with, so that they add
@@ -34,11 +35,45 @@ def identity_rows(rows: int, units: int, copies: int = 1) -> tf.Tensor:
     return tf.tile(tf.eye(rows, units // copies), [1, copies])
 
 
-def start_as_identity(
-    kernel: tf.Variable,
-    activations: int,
-    embeddings: Iterable[slice],
-    copies: int = 1,
+def projection(number: int, rows: int, units: int) -> tf.Tensor:
+    """Returns the start of an item feature's encoding, float [rows, units].
+
+    A fixed draw with orthonormal rows (columns, if there are more rows), so that both
+    towers send a feature the same way: at the start, items whose features are like
+    those in a history have larger inner products with it.
+
+    Args:
+      number: of the feature.
+      rows: columns of its encoding.
+      units: outputs.
+
+    Example:
+      >>> rows = projection(0, 2, 5).numpy()
+      >>> (rows @ rows.T).round(4).tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+    """
+    draws = np.random.default_rng([31, number]).normal(size=(rows, units))
+    left, _, right = np.linalg.svd(draws, full_matrices=False)
+    return tf.constant(left @ right, tf.float32)
+
+
+def item_start(sizes: Sequence[int], units: int, copies: int = 1) -> tf.Tensor:
+    """Returns the start of an item's encodings, float [sum of sizes, units].
+
+    Args:
+      sizes: columns of the encoding of its id, and of every feature.
+      units: outputs, a multiple of `copies`.
+      copies: equal parts of the output.
+    """
+    parts = [identity_rows(sizes[0], units, copies)]
+    for number, size in enumerate(sizes[1:]):
+        own = projection(number, size, units // copies)
+        parts.append(tf.tile(own, [1, copies]))
+    return tf.concat(parts, axis=0)
+
+
+def start_linear(
+    kernel: tf.Variable, activations: int, starts: Iterable[tuple[int, tf.Tensor]]
 ) -> None:
     """Sets the initial values of a kernel that sees [activations; encodings].
 
@@ -48,17 +83,12 @@ def start_as_identity(
 
     Args:
       kernel: float [activations + encodings, units], with Glorot draws, which rows
-        of features keep.
+        that no start is given for keep.
       activations: rows of hidden activations, whose draws are scaled down.
-      embeddings: encodings that start as identities.
-      copies: of the identity in each of them, side by side.
+      starts: first encoding and values of some of its rows, in order.
     """
-    rows, units = kernel.shape
-    value = tf.convert_to_tensor(kernel)
-    parts = [_ACTIVATIONS * value[:activations]]
-    at = activations
-    for columns in embeddings:
-        start, stop = activations + columns.start, activations + columns.stop
-        parts += [value[at:start], identity_rows(stop - start, units, copies)]
-        at = stop
-    kernel.assign(tf.concat([*parts, value[at:rows]], axis=0))
+    value = kernel.numpy()
+    value[:activations] *= _ACTIVATIONS
+    for first, rows in starts:
+        value[activations + first : activations + first + len(rows)] = rows
+    kernel.assign(value)

@@ -137,23 +137,14 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         Returns:
           float [batch, dimension]; zeros where a list is empty.
         """
-        if not isinstance(rows, tf.RaggedTensor):
-            # Only real rows are looked up, so padding costs nothing.
-            present = tf.where(tf.not_equal(rows, PADDING))  # [n, 2]
-            rows = tf.RaggedTensor.from_value_rowids(
-                tf.gather_nd(rows, present),
-                present[:, 0],
-                nrows=tf.shape(rows, tf.int64)[0],
-                validate=False,
-            )
-        flat, owners, batch = rows.flat_values, rows.value_rowids(), rows.nrows()
+        rows = as_ragged(rows)
+        flat = rows.flat_values
         if block is not None:
             values = self._masked(block.values, block.rows, stage)
         else:
             values = self.call(flat, stage)
             flat = tf.range(tf.size(flat))
-        pooled = POOLING[combiner](values, flat, owners, num_segments=batch)
-        return tf.ensure_shape(pooled, [rows.shape[0], self.dimension])
+        return pool_values(values, flat, rows, combiner)
 
     def _masked(
         self, values: tf.Tensor, rows: tf.Tensor, stage: int | None
@@ -179,3 +170,41 @@ class MaskedEmbedding(tf.keras.layers.Layer):
             "ownership": self.ownership,
             "scale": self.scale,
         }
+
+
+def as_ragged(rows: tf.Tensor | tf.RaggedTensor) -> tf.RaggedTensor:
+    """Returns lists without padding, so that it costs nothing to look them up.
+
+    Args:
+      rows: int [batch, length], padded with `PADDING` anywhere; or ragged
+        [batch, <= length] without padding.
+    """
+    if isinstance(rows, tf.RaggedTensor):
+        return rows
+    present = tf.where(tf.not_equal(rows, PADDING))  # [n, 2]
+    return tf.RaggedTensor.from_value_rowids(
+        tf.gather_nd(rows, present),
+        present[:, 0],
+        nrows=tf.shape(rows, tf.int64)[0],
+        validate=False,
+    )
+
+
+def pool_values(
+    values: tf.Tensor, flat: tf.Tensor, lists: tf.RaggedTensor, combiner: Combiner
+) -> tf.Tensor:
+    """Pools the entries of lists.
+
+    Args:
+      values: float [m, dimension].
+      flat: int [n], the number in `values` of every entry of all lists.
+      lists: ragged [batch, any], n entries.
+      combiner: see `MaskedEmbedding.pool`.
+
+    Returns:
+      float [batch, dimension]; zeros where a list is empty.
+    """
+    pooled = POOLING[combiner](
+        values, flat, lists.value_rowids(), num_segments=lists.nrows()
+    )
+    return tf.ensure_shape(pooled, [lists.shape[0], values.shape[1]])

@@ -9,9 +9,15 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING, UNKNOWN
-from tfcsmf.towers.linear_path import beside, start_as_identity
+from tfcsmf.towers.history_features import HistoryFeatures
+from tfcsmf.towers.linear_path import beside, item_start, start_linear
 from tfcsmf.towers.masked_dense import MaskedDense
-from tfcsmf.towers.masked_embedding import MaskedEmbedding, RowBlock
+from tfcsmf.towers.masked_embedding import (
+    MaskedEmbedding,
+    RowBlock,
+    as_ragged,
+    pool_values,
+)
 from tfcsmf.towers.ownership import OwnedParameter
 
 Blocks = Mapping[str, RowBlock]
@@ -45,7 +51,7 @@ class Tower(tf.keras.layers.Layer):
 
     The last layer is linear and sees the encodings beside the last hidden
     activations. At the start a vector is the sum of the embeddings of the id and of
-    the histories (see `start_as_identity`). Histories are pooled as sum / sqrt(n):
+    the histories (see `start_linear`). Histories are pooled as sum / sqrt(n):
     what is known of a user moves the vector more, the more there is of it.
 
     Args:
@@ -64,6 +70,10 @@ class Tower(tf.keras.layers.Layer):
         int [batch, length]. One that is not given is empty.
       history_dropout: share of every history's rows that training leaves out.
       history_table: the candidate tower's id table, shared and owned there.
+      history_features: encodings of the features of the items in histories, pooled
+        as their ids are; None for ids alone.
+      is_item: this is a tower of items: its features start as `history_features`
+        of the other tower do.
       id_scale: standard deviation of the initial id table.
       copies: equal parts of the output that start as the identity each; for
         vectors with a block of their own per objective.
@@ -95,6 +105,8 @@ class Tower(tf.keras.layers.Layer):
         histories: Sequence[str] = (),
         history_dropout: float = 0.0,
         history_table: MaskedEmbedding | None = None,
+        history_features: HistoryFeatures | None = None,
+        is_item: bool = False,
         id_scale: float = CANDIDATE_SCALE,
         copies: int = 1,
         sequence: Any = None,
@@ -116,6 +128,7 @@ class Tower(tf.keras.layers.Layer):
         self.dropout = dropout
         self.histories = tuple(histories)
         self.history_dropout = history_dropout
+        self.is_item = is_item
         self.copies = copies
         self.sequence = sequence
         self._settings = {
@@ -130,6 +143,7 @@ class Tower(tf.keras.layers.Layer):
         # Owned by the candidate tower; a closure hides it from Keras tracking, so
         # that the shared table is saved, counted and updated once.
         self._history_table: Callable[[], Any] = lambda: history_table
+        self.history_features = history_features
         self.id_table = MaskedEmbedding(
             num_ids, embedding_dimension, ownership, id_scale, name=id_name
         )
@@ -163,9 +177,17 @@ class Tower(tf.keras.layers.Layer):
     @property
     def input_width(self) -> int:
         """Columns of the concatenated encodings."""
-        histories = [int(self._history_table().dimension) for _ in self.histories]
+        histories = len(self.histories) * sum(self.history_sizes)
         last = 0 if self.sequence is None else int(self.sequence.width)
-        return sum(self.encoding_sizes) + sum(histories) + last
+        return sum(self.encoding_sizes) + histories + last
+
+    @property
+    def history_sizes(self) -> list[int]:
+        """Columns of a history's encodings: of ids, and of every feature of items."""
+        if not self.histories:
+            return []
+        features = self.history_features.sizes if self.history_features else ()
+        return [int(self._history_table().dimension), *features]
 
     def encoding_kernels(self) -> list[tuple[MaskedDense, int]]:
         """Returns the layers that see the encodings, and their first row that does.
@@ -180,7 +202,7 @@ class Tower(tf.keras.layers.Layer):
 
     def history_columns(self, name: str) -> slice:
         """Returns the columns of the concatenated encodings a history fills."""
-        size = int(self._history_table().dimension)
+        size = sum(self.history_sizes)
         start = sum(self.encoding_sizes) + self.histories.index(name) * size
         return slice(start, start + size)
 
@@ -216,12 +238,19 @@ class Tower(tf.keras.layers.Layer):
     ) -> None:
         """Creates the weights of a layer that sees [activations; encodings]."""
         build_layer(layer, activations + self.input_width)
-        ids = slice(0, self._settings["embedding_dimension"])
-        histories = [self.history_columns(name) for name in self.histories]
-        start_as_identity(layer.kernel, activations, [ids, *histories], copies)
+        sizes = self.encoding_sizes[: None if self.is_item else 1]
+        starts = [(0, item_start(sizes, layer.units, copies))]
+        for name in self.histories:
+            first = self.history_columns(name).start
+            starts.append((first, self.history_start(layer.units, copies)))
+        start_linear(layer.kernel, activations, starts)
         if self.sequence is not None:
             width = int(self.sequence.width)
             layer.kernel[-width:].assign(tf.zeros([width, layer.units]))
+
+    def history_start(self, units: int, copies: int = 1) -> tf.Tensor:
+        """Returns the first values of a history's rows of an output kernel."""
+        return item_start(self.history_sizes, units, copies)
 
     def call(
         self,
@@ -258,24 +287,53 @@ class Tower(tf.keras.layers.Layer):
             drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
             ids = tf.where(drawn < self.id_dropout, UNKNOWN, ids)
         parts = [self.id_table(ids, stage, blocks.get(self.id_name))]
-        for spec, encoder in zip(self.features, self.encoders, strict=True):
-            values = inputs[spec.name]
-            pooled = spec.kind == "multi"
-            parts.append((encoder.pool if pooled else encoder)(values, stage))
+        parts += self.encode_features(inputs, stage)
         lists = self._lists(inputs, seed)
-        for name in self.histories:
-            table = self._history_table()
-            if name not in lists:
-                parts.append(tf.zeros([tf.shape(ids)[0], table.dimension]))
-                continue
-            block = blocks.get(table.name)
-            parts.append(table.pool(lists[name], stage, block, combiner="sqrtn"))
+        parts += self._pooled(lists, tf.shape(ids)[0], stage, blocks)
         if self.sequence is not None and lists:
             block = blocks.get(self._history_table().name)
             parts.append(self.sequence(lists, stage, seed, block))
         elif self.sequence is not None:
             parts.append(tf.zeros([tf.shape(ids)[0], self.sequence.width]))
         return tf.concat(parts, axis=1)
+
+    def encode_features(
+        self, inputs: Mapping[str, tf.Tensor], stage: int | None = None
+    ) -> list[tf.Tensor]:
+        """Returns the encodings of the features, float [batch, columns] each."""
+        parts = []
+        for spec, encoder in zip(self.features, self.encoders, strict=True):
+            values = inputs[spec.name]
+            pooled = spec.kind == "multi"
+            parts.append((encoder.pool if pooled else encoder)(values, stage))
+        return parts
+
+    def _pooled(
+        self,
+        lists: Mapping[str, tf.Tensor],
+        size: tf.Tensor,
+        stage: int | None,
+        blocks: Blocks,
+    ) -> list[tf.Tensor]:
+        """Returns the pooled ids, and features, of every history."""
+        table, features = self._history_table(), self.history_features
+        block = blocks.get(table.name) if table is not None else None
+        values = None
+        if features is not None and block is not None and lists:
+            values = features(block.rows, stage)  # once for all histories
+        parts = []
+        for name in self.histories:
+            if name not in lists:
+                parts.append(tf.zeros([size, sum(self.history_sizes)]))
+                continue
+            rows = as_ragged(lists[name])
+            parts.append(table.pool(rows, stage, block, combiner="sqrtn"))
+            if features is not None:
+                flat, own = rows.flat_values, values
+                if own is None:
+                    own, flat = features(flat, stage), tf.range(tf.size(flat))
+                parts.append(pool_values(own, flat, rows, "sqrtn"))
+        return parts
 
     def _lists(
         self, inputs: Mapping[str, tf.Tensor], seed: tf.Tensor | None
@@ -317,6 +375,7 @@ class Tower(tf.keras.layers.Layer):
                 "features": [asdict(spec) for spec in self.features],
                 "dimension": self.dimension,
                 "copies": self.copies,
+                "is_item": self.is_item,
                 "id_dropout": self.id_dropout,
                 "dropout": self.dropout,
                 "history_dropout": self.history_dropout,
