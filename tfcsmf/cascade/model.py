@@ -29,7 +29,13 @@ from tfcsmf.towers import (
     bounded,
 )
 from tfcsmf.towers.ownership import new_owner
-from tfcsmf.towers.tower import NO_BLOCKS, QUERY_SCALE, Blocks
+from tfcsmf.towers.tower import (
+    CANDIDATE_SCALE,
+    FEATURED_SCALE,
+    NO_BLOCKS,
+    QUERY_SCALE,
+    Blocks,
+)
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -312,6 +318,7 @@ def build_towers(
         features,
         # Without features an unknown candidate has nothing to be known by.
         id_dropout=towers.candidate_id_dropout if features else 0.0,
+        id_scale=FEATURED_SCALE if features else CANDIDATE_SCALE,
         is_item=True,
         name="candidate",
         **common,

@@ -24,10 +24,13 @@ Blocks = Mapping[str, RowBlock]
 NO_BLOCKS: Blocks = {}
 
 # Standard deviations of initial tables. Small: what was not trained yet is noise beside
-# the histories, that of query ids most of all (our choice, not measured by itself).
+# the histories, that of query ids most of all (our choice, not measured by itself). So
+# are item ids beside the features of items: an item of two events is known by its
+# category (`docs/results.md`).
 CANDIDATE_SCALE = 0.05
+FEATURED_SCALE = 0.01
 QUERY_SCALE = 0.015
-FEATURE_SCALE = 0.05
+FEATURE_SCALE = 0.15
 
 
 @dataclass(frozen=True)
