@@ -234,7 +234,7 @@ class Setup:
             self.model.candidate_tower, seen[np.newaxis], passes=[objective]
         )
         tower = self.model.query_tower
-        features = fold_history_features(tower, candidate, self.log.items.trained)
+        features = fold_history_features(tower, candidate)
         return FoldedTower(
             tower, seen[np.newaxis], candidate.id_table, [objective], features
         )

@@ -1,4 +1,4 @@
-r"""Train and evaluate a sequence encoder (HeterRec, SASRec, GRU4Rec) as a retriever.
+r"""Train, evaluate and export a sequence encoder (HeterRec, SASRec, GRU4Rec).
 
 Without arguments it runs on the built-in simulator. On a log of your own:
 
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output", default="saved_models/sequence", help="folder of the run")
     add("--seed", type=int, help="seed of everything random")
+    add("--resume", action="store_true", help="continue a killed run in --output")
     add("--encoder", help="heterrec (default), merged, sasrec or gru4rec")
     return parser
 
@@ -43,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("sequence", "encoder"): arguments.encoder,
     }
     config = Config.from_dict(with_options(tree, options), arguments.set)
-    result = run_sequence(config, arguments.output, not arguments.quiet)
+    result = run_sequence(
+        config, arguments.output, arguments.resume, not arguments.quiet
+    )
     print(format_table(result.metrics))
-    print(f"\nReport:  {result.report}")
+    print(cli.next_steps(arguments.output, result.report))
     return 0
 
 

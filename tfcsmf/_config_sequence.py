@@ -55,6 +55,8 @@ class SequenceConfig(Section):
     # What a token may not see: later tokens, or tokens of later items.
     token_mask: Literal["strict", "item"] = "strict"
     merge: Literal["linear", "mean"] = "linear"
+    # Time gaps, where time is known. Requests then have to say when things happened.
+    time_gaps: bool = True
     # Hidden layers of every feature's tower and of the cross tower, and of the heads.
     tower_units: tuple[Positive, ...] = ()
     head_units: tuple[Positive, ...] = (64,)

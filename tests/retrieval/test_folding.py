@@ -122,9 +122,7 @@ def test_folded_passes_after_opened_histories_and_turned_dimensions(
     owned = model.block_owner.numpy() == np.arange(3)[:, np.newaxis]
     candidate = FoldedTower(model.candidate_tower, owned)
     table = candidate.id_table
-    features = fold_history_features(
-        model.query_tower, candidate, tiny_log.items.trained
-    )
+    features = fold_history_features(model.query_tower, candidate)
     assert features is not None
     padded = {
         name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value

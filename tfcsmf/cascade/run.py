@@ -93,7 +93,7 @@ def run_cascade(
             load_model_arrays(model, start.arrays)
         schema = save_schema(log) | {"examples": fingerprint(log)}
         if continued:
-            _check_same_log(store, schema)
+            check_same_log(store, schema)
         else:
             store.clear()
         folder.write_config(config, "running", base.path if base else None, continued)
@@ -129,7 +129,7 @@ def fingerprint(log: PreparedLog) -> dict[str, list[int]]:
     }
 
 
-def _check_same_log(store: CheckpointStore, schema: dict[str, Any]) -> None:
+def check_same_log(store: CheckpointStore, schema: dict[str, Any]) -> None:
     """Refuses to resume on other data: rows would belong to other ids."""
     if store.latest() is None:
         return

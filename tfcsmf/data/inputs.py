@@ -30,6 +30,17 @@ def history_name(event: str) -> str:
     return f"history_{event}"
 
 
+def time_name(event: str) -> str:
+    """Returns the input key of the times of an event's history.
+
+    Example:
+      >>> time_name("view")
+      'history_view/time'
+    """
+    # No event is likely to end like this; its argument has no such character.
+    return f"{history_name(event)}/time"
+
+
 class EntityInputs:
     """Encoded inputs of users or candidates by position.
 

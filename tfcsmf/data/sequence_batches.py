@@ -202,8 +202,8 @@ class SequenceBatches:
         """Types and shapes of a batch, whatever its contents."""
         return self.dataset(0).element_spec
 
-    def dataset(self, epoch: int) -> tf.data.Dataset:
-        """Returns the batches of one epoch."""
+    def dataset(self, epoch: int, first: int = 0) -> tf.data.Dataset:
+        """Returns the batches of one epoch from number `first` on."""
         order, begins = (tf.constant(part, tf.int64) for part in self.schedule(epoch))
 
         def make(number: tf.Tensor) -> Batch:
@@ -212,7 +212,7 @@ class SequenceBatches:
             seed = tf.random.experimental.stateless_fold_in(seed, number)
             return self._assemble(rows, tf.cast(seed, tf.int32))
 
-        numbers = tf.data.Dataset.range(len(begins) - 1)
+        numbers = tf.data.Dataset.range(first, len(begins) - 1)
         return numbers.map(
             make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         ).prefetch(2)

@@ -47,6 +47,10 @@ class Sequences:
 def merge_histories(histories: Histories) -> Sequences:
     """Merges the lists of all events into one sequence per user.
 
+    What happened at the same time is in the order of the events, as a request would
+    have it, and then of the file. Where no time is known all is in the order of the
+    file.
+
     Raises:
       DataError: if the histories do not say in which order.
     """
@@ -64,11 +68,17 @@ def merge_histories(histories: Histories) -> Sequences:
         own = np.diff(lists.offsets)
         lengths = own if number == 0 else lengths + own
     gaps = order.gaps.astype(np.int32)
+    events = order.events.astype(np.int32)
     known = np.unique(gaps[gaps > MISSING])
+    if len(known) > 1:
+        # Entries without a gap before them belong to the one before.
+        moment = np.cumsum(gaps != NUM_RESERVED)
+        by_event = np.lexsort((events, moment))
+        items, events = items[by_event], events[by_event]
     return Sequences(
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items=items,
-        events=order.events.astype(np.int32) + NUM_RESERVED,
+        events=events + NUM_RESERVED,
         gaps=gaps,
         num_events=len(histories.lists) + NUM_RESERVED
         if len(histories.lists) > 1

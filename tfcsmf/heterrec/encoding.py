@@ -65,11 +65,17 @@ class SequenceEncoder:
           part: the queries.
           histories: what its `history_end` points into.
         """
+        return self.query_vectors(part.users, part.history_end, histories)
+
+    def query_vectors(
+        self, users: np.ndarray, history_end: np.ndarray, histories: Histories
+    ) -> np.ndarray:
+        """Returns the vectors of users at points of their histories, float32 [n, d]."""
         if id(histories) not in self._compiled:
             self._compiled[id(histories)] = self._compile(histories)
         offsets, encode = self._compiled[id(histories)]
-        ends = merged_end(part.history_end)
-        first = np.maximum(offsets[part.users], ends - self.length)
+        ends = merged_end(history_end)
+        first = np.maximum(offsets[users], ends - self.length)
         lengths = ends - first
         vectors = np.zeros((len(ends), self.model.dimension), np.float32)
         # Of like length together, so that little is padding.

@@ -1,13 +1,15 @@
-"""The job of `pipelines/run_sequence.py`: event log in, evaluated encoder out."""
+"""The job of `pipelines/run_sequence.py`: event log in, exported encoder out."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from tfcsmf.baselines import build_baselines
 from tfcsmf.cascade.checkpoints import CheckpointStore
-from tfcsmf.cascade.run import RunResult
+from tfcsmf.cascade.run import RunResult, check_same_log, fingerprint
 from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.config import Config
 from tfcsmf.data.prepare import prepare
@@ -17,17 +19,24 @@ from tfcsmf.errors import CheckpointError
 from tfcsmf.evaluation.protocols import evaluate_all
 from tfcsmf.evaluation.report import write_report
 from tfcsmf.heterrec.training import SequenceTrainer
+from tfcsmf.retrieval.export import export_sequence
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_sequence(
-    config: Config, output: str | Path, show_progress: bool = True
+    config: Config,
+    output: str | Path,
+    resume: bool = False,
+    show_progress: bool = True,
 ) -> RunResult:
-    """Trains and evaluates the sequence encoder of a configuration.
+    """Trains, evaluates and exports the sequence encoder of a configuration.
 
     Args:
       config: the resolved configuration; `sequence` says which encoder.
-      output: folder for everything the run leaves: `config.yaml`, `checkpoints/` with
-        the best parameters, and `report/`.
+      output: folder for everything the run leaves: `config.yaml`, `checkpoints/`, the
+        last of which has the best parameters, `report/` and `serving/`.
+      resume: continue an unfinished run in `output` (start it if there is none).
       show_progress: draw progress bars on stderr.
 
     Raises:
@@ -35,40 +44,50 @@ def run_sequence(
     """
     folder = RunFolder(output)
     with folder.locked():
-        if folder.run_section():
+        section = folder.run_section()
+        if section and not resume:
             raise CheckpointError(
-                f"{str(folder.path)!r} holds a run already. Choose another --output, "
-                "or delete the folder."
+                f"{str(folder.path)!r} holds a run already. Continue it with --resume "
+                "if it is unfinished, choose another --output, or delete the folder."
             )
+        if section:
+            folder.check_same(config, None)
+        if section and section["status"] == "finished":
+            _LOG.info("The run in %s is finished already.", folder.path)
+            metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+            return RunResult(metrics, folder.metrics.with_name("index.html"), None)
         log = prepare(config)
-        trainer = SequenceTrainer(config, log, show_progress)
-        folder.write_config(config, "running", None, False)
-        stage = trainer.train()
-        _save(folder, trainer, log)
-        metrics = _metrics(config, log, trainer, stage)
-        curves = {stage["name"]: {"phases": trainer.progress.stage_curves()}}
-        report = write_report(
-            folder.path,
-            metrics,
-            history=curves,
-            settings=config.to_dict(),
-            title=f"Sequence encoder {config.sequence.encoder}: {stage['name']}",
-        )
-        folder.write_config(config, "finished", None, True)
-    return RunResult(metrics, report, None)
+        trainer = SequenceTrainer(config, log, show_progress, folder.path)
+        store = CheckpointStore(folder.checkpoints)
+        schema = save_schema(log) | {"examples": fingerprint(log)}
+        if section:
+            check_same_log(store, schema)
+        folder.write_config(config, "running", None, bool(section))
+        store.save_schema(schema)
+        if section and trainer.resume():
+            _LOG.info("Resuming after %d epochs.", trainer.progress.epochs)
+        return _train_and_publish(config, folder, log, trainer)
 
 
-def _save(folder: RunFolder, trainer: SequenceTrainer, log: PreparedLog) -> None:
-    """Writes the best parameters and what later data must be encoded with."""
-    store = CheckpointStore(folder.checkpoints)
-    store.save_schema(save_schema(log))
-    store.save(
-        {"progress": trainer.progress.to_dict()},
-        {
-            f"model/{parameter.name}": parameter.variable.numpy()
-            for parameter in trainer.model.owned_parameters
-        },
+def _train_and_publish(
+    config: Config, folder: RunFolder, log: PreparedLog, trainer: SequenceTrainer
+) -> RunResult:
+    stage = trainer.train()
+    candidates = trainer.encoder.candidates()
+    metrics = _metrics(config, log, trainer, stage)
+    exported = export_sequence(trainer.model, log, config, folder.serving, candidates)
+    metrics["index"] = exported.index
+    metrics["serving_version"] = int(exported.path.name)
+    curves = {stage["name"]: {"phases": trainer.progress.stage_curves()}}
+    report = write_report(
+        folder.path,
+        metrics,
+        history=curves,
+        settings=config.to_dict(),
+        title=f"Sequence encoder {config.sequence.encoder}: {stage['name']}",
     )
+    folder.write_config(config, "finished", None, True)
+    return RunResult(metrics, report, exported.path)
 
 
 def _metrics(

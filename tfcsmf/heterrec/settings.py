@@ -47,7 +47,7 @@ def encoder_settings(
         num_tokens=num_tokens,
         length=settings.length,
         num_events=num_events if rich else 0,
-        num_gaps=num_gaps if rich else 0,
+        num_gaps=num_gaps if rich and settings.time_gaps else 0,
         token_layers=settings.token_layers if settings.encoder == "heterrec" else 0,
         item_layers=settings.item_layers,
         token_mask=settings.token_mask,

@@ -1,21 +1,32 @@
-"""Trains a sequence model on its own: epochs, early stopping, the best is kept."""
+"""Trains a sequence model on its own: epochs, early stopping, the best is kept.
+
+Batches are pure functions of (seed, epoch, number), so the position in `Progress` and
+the arrays of a checkpoint are all that a resumed run needs:
+
+    model/<parameter>     values
+    best/<parameter>      best values, left out while they are the latest
+    optimizer/...         step and slots; the last checkpoint has the best values alone
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfcsmf.cascade.checkpoints import CheckpointStore, SavePace
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.config import Config, StageConfig
 from tfcsmf.data.prepared import EvaluationSet, PreparedLog
 from tfcsmf.data.sequence_batches import SequenceBatches, SequenceSettings
-from tfcsmf.errors import DataError
+from tfcsmf.errors import CheckpointError, DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
 from tfcsmf.heterrec.build import build_sequence_model
@@ -36,6 +47,7 @@ class SequenceTrainer:
       config: `sequence`, `evaluation` and `seed` are used.
       log: the prepared log.
       show_progress: draw progress bars on stderr.
+      directory: of the run, for its `checkpoints/`; without it none are written.
 
     Attributes:
       model: the model.
@@ -44,7 +56,11 @@ class SequenceTrainer:
     """
 
     def __init__(
-        self, config: Config, log: PreparedLog, show_progress: bool = True
+        self,
+        config: Config,
+        log: PreparedLog,
+        show_progress: bool = True,
+        directory: str | Path | None = None,
     ) -> None:
         self.config = config
         self.log = log
@@ -65,21 +81,30 @@ class SequenceTrainer:
         self.encoder = SequenceEncoder(self.model, log, settings.length)
         self.progress = Progress()
         self.progress.begin_stage(0)
-        self._best: list[np.ndarray] = []
+        self.store = None
+        if directory is not None:
+            keep = config.cascade.keep_checkpoints
+            self.store = CheckpointStore(Path(directory) / "checkpoints", keep)
+        self.pace = SavePace(config.cascade.checkpoint_every)
+        self._within = 0  # batches of the current epoch so far
+        self._best: dict[str, np.ndarray] = {}
+        self._slots: dict[str, np.ndarray] = {}
 
     def train(self) -> dict[str, Any]:
         """Trains to the end; returns the report of `metrics.json`."""
-        settings, progress = self.config.sequence.training, self.progress
+        progress, settings = self.progress, self.config.sequence.training
         step = self._step()
-        for epoch in range(settings.epochs):
-            self._run_epoch(step, epoch)
-            progress.epochs = epoch + 1
+        while not progress.phase_over:
+            self._run_epoch(step, progress.epochs)
+            progress.epochs += 1
             if self._evaluate():
                 progress.best_epoch = progress.epochs
-            if settings.patience and progress.bad_evaluations >= settings.patience:
-                break
-        for variable, value in zip(self._variables(), self._best, strict=True):
-            variable.assign(value)
+            waited = progress.bad_evaluations >= settings.patience > 0
+            progress.phase_over = waited or progress.epochs >= settings.epochs
+            if self.pace.affordable():
+                self._save(step)
+        self._assign(self._best)
+        self._save(None)
         k = self.config.evaluation.validation_k
         rate = progress.examples_seen / max(progress.seconds, 1e-9)
         return {
@@ -122,16 +147,75 @@ class SequenceTrainer:
             weight_decay=settings.weight_decay,
         )
         step = StageStep(self.model, stage, self.batches.element_spec)
-        step.start("train", 0)
+        step.start("train", 0, self._slots)
+        self._slots = {}
         return step
 
-    def _variables(self) -> list[tf.Variable]:
-        return [parameter.variable for parameter in self.model.owned_parameters]
+    def _values(self) -> dict[str, np.ndarray]:
+        """Returns copies of all parameters by name."""
+        return {p.name: p.variable.numpy() for p in self.model.owned_parameters}
+
+    def _assign(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets parameters by name.
+
+        Raises:
+          CheckpointError: if names or shapes are not those of the model.
+        """
+        for parameter in self.model.owned_parameters:
+            value = values.get(parameter.name)
+            shape = tuple(parameter.variable.shape)
+            if value is None or value.shape != shape:
+                raise CheckpointError(
+                    f"The checkpoint should hold {parameter.name!r} of shape {shape}. "
+                    f"Received: {'nothing' if value is None else value.shape}. It "
+                    "belongs to another configuration or log."
+                )
+            parameter.variable.assign(value)
+
+    def _save(self, step: StageStep | None) -> None:
+        """Writes a checkpoint; without a step the one of the best parameters."""
+        if self.store is None:
+            return
+        groups = {"model": self._values()}
+        if step is not None:
+            groups["optimizer"] = step.state()
+            # Validation ends an epoch, and nothing moves before the next.
+            if self.progress.best_step != self.progress.step:
+                groups["best"] = self._best
+        arrays = {
+            f"{group}/{name}": value
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
+        state = {"progress": self.progress.to_dict(), "within": self._within}
+        with self.pace.saving():
+            self.store.save(state, arrays)
+
+    def resume(self) -> bool:
+        """Loads the newest intact checkpoint; returns whether there is one.
+
+        Raises:
+          CheckpointError: if it belongs to another configuration or log.
+        """
+        checkpoint = None if self.store is None else self.store.latest()
+        if checkpoint is None:
+            return False
+        groups: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in checkpoint.arrays.items():
+            group, _, rest = name.partition("/")
+            groups.setdefault(group, {})[rest] = value
+        self._assign(groups["model"])
+        self.progress = Progress(**checkpoint.state["progress"])
+        self._within = checkpoint.state["within"]
+        self._best = groups.get("best", {})
+        if self.progress.epochs and not self._best:
+            self._best = self._values()
+        self._slots = groups.get("optimizer", {})
+        return True
 
     def _run_epoch(self, step: StageStep, epoch: int) -> None:
         progress = self.progress
         pending: list[tf.Tensor] = []
-        losses: list[float] = []
         bar = tqdm(
             total=self.batches.num_examples,
             desc=f"epoch {epoch + 1}",
@@ -140,38 +224,47 @@ class SequenceTrainer:
             disable=not self.show_progress,
             mininterval=1.0,
         )
+        began = time.perf_counter()
 
         def settle() -> None:
             # Waits for the steps; asking each one would keep the next from starting.
-            losses.extend(float(loss) for loss in pending)
-            if pending and not np.isfinite(losses[-1]):
+            nonlocal began
+            for loss in pending:
+                progress.losses += float(loss)
+            if not np.isfinite(progress.losses):
                 raise DataError(
-                    f"The loss should stay finite. Received: {losses[-1]} at step "
-                    f"{progress.step}. Lower sequence.training.learning_rate."
+                    f"The loss should stay finite. Received: {progress.losses} up to "
+                    f"step {progress.step}. Lower sequence.training.learning_rate."
                 )
             pending.clear()
+            now = time.perf_counter()
+            progress.seconds, began = progress.seconds + now - began, now
 
-        began = time.perf_counter()
-        for batch in self.batches.dataset(epoch):
+        for batch in self.batches.dataset(epoch, self._within):
             pending.append(step(batch))
             progress.step += 1
+            self._within += 1
             lengths = batch["lengths"].numpy()
             bar.update(int(lengths.sum()) - len(lengths))
-            if len(pending) == _REPORT_EVERY:
+            save = self.store is not None and self.pace.due(progress.step)
+            if save or len(pending) == _REPORT_EVERY:
                 settle()
+            if save:
+                self._save(step)
+                began = time.perf_counter()
         settle()
         bar.close()
-        progress.seconds += time.perf_counter() - began
         progress.examples_seen += self.batches.num_examples
         progress.curve["step"].append(progress.step)
-        progress.curve["loss"].append(float(np.mean(losses)))
+        progress.curve["loss"].append(progress.losses / self._within)
+        progress.losses, self._within = 0.0, 0
 
     def _evaluate(self) -> bool:
         """Validates, and keeps the parameters if they are the best so far."""
         value = self.validate()
         better = self.progress.record_validation(value)
         if better:
-            self._best = [variable.numpy() for variable in self._variables()]
+            self._best = self._values()
         if self.show_progress and value is not None:
             k = self.config.evaluation.validation_k
             tqdm.write(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import tensorflow as tf
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.config import Config
-from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.data.prepared import EntityTable, PreparedLog
 from tfcsmf.errors import ExportError, TfcsmfError
 from tfcsmf.files import atomic_directory
+from tfcsmf.heterrec.encoding import SequenceEncoder
+from tfcsmf.heterrec.model import SequenceModel
 from tfcsmf.retrieval.exported import DESCRIPTION, QUERIES, version_numbers
 from tfcsmf.retrieval.indexes import build_index
+from tfcsmf.retrieval.served import serve_sequences
 from tfcsmf.retrieval.serving_model import ServingModel
 from tfcsmf.serving.warmup import write_warmup
 
@@ -75,7 +79,16 @@ def build_serving_model(
     if candidates is None:
         candidates = encoder.candidates(stages)
     scales = np.asarray(scales, np.float32)
-    queries = _sample_queries(encoder, config) / scales[:, np.newaxis]
+
+    def vectors_of(users: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        histories = log.train_histories
+        passes = [
+            encoder.query_vectors(users, ends, histories, stage)
+            for stage in range(stages)
+        ]
+        return np.stack(passes, axis=1)
+
+    queries = _sample_queries(log, config, vectors_of) / scales[:, np.newaxis]
     index = build_index(candidates, queries, config.retrieval, config.seed)
     return ServingModel(
         model,
@@ -84,6 +97,64 @@ def build_serving_model(
         scales,
         config.objective_weights(),
         config.data.history_length,
+        config.retrieval.max_k,
+        queries,
+    )
+
+
+def export_sequence(
+    model: SequenceModel,
+    log: PreparedLog,
+    config: Config,
+    base_path: str | os.PathLike[str],
+    candidates: np.ndarray | None = None,
+) -> Exported:
+    """Builds the index of a trained sequence model and exports both.
+
+    It is served as a cascade of one objective, whose scores need no scale. Items of a
+    history are read up to `sequence.length`, and one more for the gap before them.
+
+    Args:
+      model: the trained model.
+      log: the log it was trained on.
+      config: `retrieval`, `sequence.length` and `seed` are used.
+      base_path: folder of versions.
+      candidates: vectors of the catalogue, float32 [C, d], where known already.
+
+    Raises:
+      ExportError: see `build_index` and `export`.
+    """
+    serving = build_sequence_serving_model(model, log, config, candidates)
+    return Exported(export(serving, base_path), serving.index.describe())
+
+
+def build_sequence_serving_model(
+    model: SequenceModel,
+    log: PreparedLog,
+    config: Config,
+    candidates: np.ndarray | None = None,
+) -> ServingModel:
+    """Builds what `export` writes; see `export_sequence`."""
+    length = config.sequence.length
+    encoder = SequenceEncoder(model, log, length)
+    # Queries read the tokens that this leaves behind.
+    own = encoder.candidates()
+    candidates = own if candidates is None else candidates
+
+    def vectors_of(users: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        return encoder.query_vectors(users, ends, log.train_histories)[:, np.newaxis]
+
+    queries = _sample_queries(log, config, vectors_of)
+    index = build_index(candidates, queries, config.retrieval, config.seed)
+    # Who asks, and with what features, makes no difference to a sequence.
+    nobody = EntityTable(log.users.ids[:0], 0, (), {})
+    return ServingModel(
+        serve_sequences(model, log, length),
+        replace(log, users=nobody),
+        index,
+        np.ones(1, np.float32),
+        [1.0],
+        length + 1,
         config.retrieval.max_k,
         queries,
     )
@@ -146,19 +217,16 @@ def _save(serving_model: ServingModel, folder: Path) -> None:
         np.save(folder / QUERIES, queries)
 
 
-def _sample_queries(encoder: Encoder, config: Config) -> np.ndarray:
+def _sample_queries(
+    log: PreparedLog,
+    config: Config,
+    vectors_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
     """Vectors of random users with their whole training histories, [Q, S, d]."""
-    log = encoder.log
     rng = np.random.default_rng([config.seed, 17])
     count = min(config.retrieval.calibration_queries, log.users.size)
     users = np.sort(rng.choice(log.users.size, count, replace=False)).astype(np.int32)
     ends = np.zeros((count, len(log.history_events)), np.int64)
     for column, event in enumerate(log.history_events):
         ends[:, column] = log.train_histories.lists[event].offsets[users + 1]
-    return np.stack(
-        [
-            encoder.query_vectors(users, ends, log.train_histories, stage)
-            for stage in range(len(log.objectives))
-        ],
-        axis=1,
-    )
+    return vectors_of(users, ends)

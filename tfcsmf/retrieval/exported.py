@@ -106,7 +106,8 @@ class ExportedModel:
           weights: by objective; the others keep their default weight.
           k: number of items, at most `max_k`; default: the exported k.
           exclude: item ids that must not be returned.
-          features: raw user features by name; those left out are missing.
+          features: raw user features by name; those left out are missing. So are
+            times, `history_<event>/time`, of a model that takes them.
           filters: allowed values by categorical item attribute: an item needs one of
             each. A value no item has lets none pass, an empty list all.
 
@@ -295,6 +296,16 @@ def _strings(values: Sequence[str]) -> tf.Tensor:
     return tf.constant([row], tf.string, shape=[1, len(row)])
 
 
+def _times(name: str, values: Sequence[int]) -> tf.Tensor:
+    try:
+        return tf.constant([np.asarray(values, np.int64).reshape(-1)], tf.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ExportError(
+            f"{name!r} should be a list of whole numbers, one per item of the history. "
+            f"Received: {values!r}. Give times as the event log has them."
+        ) from None
+
+
 def _tensor(name: str, spec: Mapping[str, Any], value: Any) -> tf.Tensor:
     """A batch of one; `None` is a missing value."""
     kind = spec["kind"]
@@ -302,6 +313,8 @@ def _tensor(name: str, spec: Mapping[str, Any], value: Any) -> tf.Tensor:
         return tf.constant(["" if value is None else str(value)])
     if kind in ("history", "multi"):
         return _strings(() if value is None else value)
+    if kind == "times":
+        return _times(name, () if value is None else value)
     width = spec["width"] if kind == "vector" else 1
     if value is None:
         value = [np.nan] * width

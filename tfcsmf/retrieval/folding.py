@@ -157,15 +157,12 @@ class FoldedHistoryFeatures(tf.Module):
     Args:
       features: what is folded.
       candidate: the folded candidate tower of the same passes.
-      trained: items that histories may hold.
     """
 
-    def __init__(
-        self, features: HistoryFeatures, candidate: FoldedTower, trained: int
-    ) -> None:
+    def __init__(self, features: HistoryFeatures, candidate: FoldedTower) -> None:
         super().__init__()
         names = [spec.name for spec in candidate.features]
-        self.items = ItemFeatures(features.items, names, trained)
+        self.items = ItemFeatures(features.items, names, features.trained)
         self.encoders = candidate.encoders
         self._features = candidate.features
 
@@ -175,12 +172,12 @@ class FoldedHistoryFeatures(tf.Module):
 
 
 def fold_history_features(
-    query: Tower, candidate: FoldedTower, trained: int
+    query: Tower, candidate: FoldedTower
 ) -> FoldedHistoryFeatures | None:
     """Folds what a query tower reads of items in histories beside their ids."""
     if query.history_features is None:
         return None
-    return FoldedHistoryFeatures(query.history_features, candidate, trained)
+    return FoldedHistoryFeatures(query.history_features, candidate)
 
 
 def encode_features(

@@ -31,19 +31,21 @@ class FoldedLayer(tf.Module):
 
     Args:
       layer: trained; its `from_config` gives one like it.
-      stage: the pass; `None` for the parameters as they are.
+      stage: the pass; `None` shares the layer as it is.
     """
 
     def __init__(self, layer: OwnedLayer, stage: int | None) -> None:
         super().__init__()
-        copy = type(layer).from_config(layer.get_config())
-        build_layer(copy, 0)
-        pairs = zip(layer.owned_parameters(""), copy.owned_parameters(""), strict=True)
-        for source, target in pairs:
-            value = tf.convert_to_tensor(source.variable)
-            if stage is not None and source.role != "bias":
-                value = keep_owned(value, source.owner, stage)
-            target.variable.assign(value)
+        copy = layer
+        if stage is not None:
+            copy = type(layer).from_config(layer.get_config())
+            build_layer(copy, 0)
+            pairs = (layer.owned_parameters(""), copy.owned_parameters(""))
+            for source, target in zip(*pairs, strict=True):
+                value = tf.convert_to_tensor(source.variable)
+                if source.role != "bias":
+                    value = keep_owned(value, source.owner, stage)
+                target.variable.assign(value)
         # TensorFlow would trace and save every Keras layer by itself.
         self.layer = lambda: copy
         self.parameters = [p.variable for p in copy.owned_parameters("")]

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.features import FeatureEncoder
-from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
+from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name, time_name
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.rows import NUM_RESERVED, PADDING, UNKNOWN
 from tfcsmf.retrieval.indexes import ABSENT
@@ -145,6 +145,7 @@ class QueryRawInputs(tf.Module):
       items: the catalogue, for histories.
       history_events: events with a history.
       history_length: known items kept per history, the last ones.
+      with_times: also take when the items of histories were met.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class QueryRawInputs(tf.Module):
         items: ItemTable,
         history_events: Sequence[str],
         history_length: int,
+        with_times: bool = False,
     ) -> None:
         super().__init__()
         ids = [str(name) for name in users.ids[: users.trained]]
@@ -160,6 +162,7 @@ class QueryRawInputs(tf.Module):
         self.items = items
         self.features = Features(users.encoders)
         self._histories = tuple(history_name(event) for event in history_events)
+        self._times = tuple(time_name(e) for e in history_events if with_times)
         self._length = history_length
 
     def specs(self) -> dict[str, tf.TensorSpec]:
@@ -167,23 +170,32 @@ class QueryRawInputs(tf.Module):
         histories = {
             name: tf.TensorSpec([None, None], tf.string) for name in self._histories
         }
+        times = {name: tf.TensorSpec([None, None], tf.int64) for name in self._times}
         user = {QUERY_ID: tf.TensorSpec([None], tf.string)}
-        return user | histories | self.features.specs()
+        return user | histories | times | self.features.specs()
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Returns the kind of every raw input, as JSON-able values."""
         histories = {name: {"kind": "history"} for name in self._histories}
-        return {QUERY_ID: {"kind": "id"}} | histories | self.features.describe()
+        times = {name: {"kind": "times"} for name in self._times}
+        user = {QUERY_ID: {"kind": "id"}}
+        return user | histories | times | self.features.describe()
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encodes raw values; histories are given oldest first, as a log is.
 
-        Encoded histories are of one length, padded with `PADDING`.
+        Encoded histories are of one length, padded with `PADDING`. Times are of the
+        same length; one that is not given is 0.
         """
         inputs = {QUERY_ID: tf.cast(self.users.lookup(raw[QUERY_ID]), tf.int32)}
         if self._histories:
             histories = [raw[name] for name in self._histories]
             inputs |= zip(self._histories, self._encode(histories), strict=True)
+        if self._times:
+            width = tf.shape(inputs[self._histories[0]])[1]
+            for name in self._times:
+                padded = tf.pad(raw[name], [[0, 0], [0, width]])
+                inputs[name] = padded[:, :width]
         return inputs | self.features(raw)
 
     def _encode(self, histories: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -266,10 +266,12 @@ def _by_argument(raw: Raw, inputs: Mapping[str, Mapping[str, Any]]) -> Raw:
 def _specs(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, tf.TensorSpec]:
     specs = {}
     for name, spec in inputs.items():
-        lists = spec["kind"] in ("history", "multi")
+        lists = spec["kind"] in ("history", "multi", "times")
         numbers = spec["kind"] in ("numeric", "vector")
         shape: list[int | None] = [None, None] if lists else [None]
         if spec["kind"] == "vector":
             shape = [None, spec["width"]]
-        specs[name] = tf.TensorSpec(shape, tf.float32 if numbers else tf.string)
+        kind = tf.float32 if numbers else tf.string
+        kind = tf.int64 if spec["kind"] == "times" else kind
+        specs[name] = tf.TensorSpec(shape, kind)
     return specs

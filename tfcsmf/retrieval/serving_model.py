@@ -12,12 +12,6 @@ from tfcsmf.cascade.model import CSMF
 from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.retrieval.filters import ItemFilters, search_passing
-from tfcsmf.retrieval.folding import (
-    FoldedTable,
-    FoldedTower,
-    fold_history_features,
-)
-from tfcsmf.retrieval.folding_sequences import fold_sequence
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.retrieval.indexes import ABSENT, Index, drop_excluded
 from tfcsmf.retrieval.raw_inputs import (
@@ -26,6 +20,7 @@ from tfcsmf.retrieval.raw_inputs import (
     QueryRawInputs,
     argument_names,
 )
+from tfcsmf.retrieval.served import Served, serve_cascade
 from tfcsmf.retrieval.signatures import (
     Raw,
     checked_k,
@@ -52,8 +47,8 @@ class ServingModel(tf.Module):
     numbers.
 
     Args:
-      model: the trained model; its tables are shared, its kernels copied.
-      log: vocabularies, encoders and objectives.
+      model: a trained cascade, or what is to be served of any model.
+      log: vocabularies and encoders.
       index: of the catalogue in the order of `log.items`.
       scales: float [S], see `objective_scales`.
       weights: float [S], used where a request gives none.
@@ -65,7 +60,7 @@ class ServingModel(tf.Module):
 
     def __init__(
         self,
-        model: CSMF,
+        model: CSMF | Served,
         log: PreparedLog,
         index: Index,
         scales: np.ndarray,
@@ -75,33 +70,25 @@ class ServingModel(tf.Module):
         calibration_queries: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        stages = len(log.objectives)
-        owner = model.block_owner.numpy()
-        passes = np.arange(stages)[:, np.newaxis]
-        own = owner == passes  # [S, d]
-        seen = own if model.disjoint_blocks else owner <= passes
+        if isinstance(model, CSMF):
+            model = serve_cascade(model, log.objectives)
         self.index = index
         self.item_table = ItemTable(log.items)
         self.query_inputs = QueryRawInputs(
-            log.users, self.item_table, log.history_events, history_length
+            log.users,
+            self.item_table,
+            log.history_events,
+            history_length,
+            model.with_times,
         )
         self.candidate_inputs = CandidateRawInputs(log.items, self.item_table)
-        self.candidate_tower = FoldedTower(model.candidate_tower, own)
-        history_table: FoldedTable = self.candidate_tower.id_table
-        sequence = fold_sequence(
-            model.query_tower.sequence, self.candidate_tower, range(stages)
-        )
-        features = fold_history_features(
-            model.query_tower, self.candidate_tower, log.items.trained
-        )
-        self.query_tower = FoldedTower(
-            model.query_tower, seen, history_table, None, features, sequence
-        )
+        self.candidate_tower = model.candidate_tower
+        self.query_tower = model.query_tower
         self._normalize = model.normalize
         self.scales = tf.constant(scales, tf.float32)
         self.default_weights = tf.constant(weights, tf.float32)
-        self._objectives = tuple(log.objectives)
-        self._blocks = [int(count) for count in own.sum(axis=1)]
+        self._objectives = model.objectives
+        self._blocks = list(model.blocks)
         self._history_length = history_length
         self.filters = ItemFilters.of_table(log.items)
         self._max_k = max_k

@@ -180,7 +180,7 @@ class Batcher:
 
 
 def paddable_inputs(servable: Servable) -> set[str]:
-    """Returns the tensors of a tfcsmf export that "" at the end of a row is for."""
+    """Returns the tensors of a tfcsmf export that "" or 0 at a row's end is for."""
     path = servable.path / DESCRIPTION
     if not path.is_file():
         return set()
@@ -189,7 +189,7 @@ def paddable_inputs(servable: Servable) -> set[str]:
     names = {
         spec["argument"]
         for spec in inputs.values()
-        if spec["kind"] in ("history", "multi")
+        if spec["kind"] in ("history", "multi", "times")
     }
     names |= {spec["argument"] for spec in description.get("filters", {}).values()}
     names.add("exclude_item_ids")
@@ -224,7 +224,8 @@ def _padded(value: np.ndarray, width: int) -> np.ndarray:
     if value.shape[1] == width:
         return value
     shape = (value.shape[0], width - value.shape[1], *value.shape[2:])
-    return np.concatenate([value, np.full(shape, b"", object)], axis=1)
+    fill = b"" if value.dtype == object else 0
+    return np.concatenate([value, np.full(shape, fill, value.dtype)], axis=1)
 
 
 def _split(outputs: Tensors, counts: list[int]) -> list[Tensors | BaseException]:

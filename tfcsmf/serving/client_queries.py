@@ -113,6 +113,9 @@ def _value(name: str, spec: Mapping[str, Any], value: Any) -> Any:
         return ["" if value is None else str(value)]
     if kind in ("history", "multi"):
         return strings(name, value or ())
+    if kind == "times":
+        # Empty lists would lose their type on the way; 0 is a time not given.
+        return np.asarray(value if value else [0], np.int64).reshape(1, -1)
     width = spec["width"] if kind == "vector" else 1
     numbers = np.full(width, np.nan) if value is None else np.asarray(value)
     numbers = numbers.astype(np.float32).reshape(-1)

@@ -46,6 +46,11 @@ class HistoryFeatures:
         """Inputs of the catalogue by position."""
         return self._shared()[1]
 
+    @property
+    def trained(self) -> int:
+        """Number of items histories may hold, the first of the catalogue."""
+        return int(self._shared()[0].id_table.num_rows) - NUM_RESERVED
+
     def __call__(self, rows: tf.Tensor, stage: int | None = None) -> tf.Tensor:
         """Encodes features; see the class. Reserved rows give any values."""
         tower, items = self._shared()
