@@ -94,6 +94,15 @@ def draw(*keys: np.ndarray | int) -> np.ndarray:
       >>> bool(abs(draw(0, 1, users).mean() - 0.5) < 0.005)
       True
     """
+    return (mix(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def mix(*keys: np.ndarray | int) -> np.ndarray:
+    """Hashes integer keys to uint64: the same everywhere, and well spread.
+
+    Args:
+      *keys: integers or integer arrays of one shape; their order matters.
+    """
     state = np.zeros(np.broadcast_shapes(*map(np.shape, keys)), np.uint64)
     for key in keys:  # a round of SplitMix64 each
         state = state + np.asarray(key, np.int64).astype(np.uint64)
@@ -101,7 +110,7 @@ def draw(*keys: np.ndarray | int) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return state
 
 
 def choose_method(wanted: str, log: CodedLog, time_column: str | None) -> str:
