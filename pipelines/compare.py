@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     names = registry.chosen(arguments.systems, arguments.ablations)
     tree = read_yaml(arguments.config) if arguments.config else {}
+    tree = cli.with_dataset(tree, arguments)
     options = cli.log_options(arguments)
     config = Config.from_dict(with_options(tree, options), arguments.set)
     comparison = Comparison(

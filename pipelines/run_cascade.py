@@ -4,6 +4,10 @@ Without arguments it runs on the built-in simulator. On a log of your own:
 
     python pipelines/run_cascade.py --events E.parquet --objectives view,cart,buy \
         --output saved_models/shop
+
+or on a public data set by name (docs/datasets.md):
+
+    python pipelines/run_cascade.py --dataset retailrocket --data-dir downloads
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = base_tree(arguments.extend, objectives)
     else:
         tree = read_yaml(arguments.config) if arguments.config else {}
+    tree = cli.with_dataset(tree, arguments)
     options = cli.log_options(arguments) | {
         ("seed",): arguments.seed,
         ("towers", "query_encoder"): arguments.query_encoder,

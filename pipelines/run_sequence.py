@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tfcsmf.heterrec.run import run_sequence
 
     tree = read_yaml(arguments.config) if arguments.config else {}
+    tree = cli.with_dataset(tree, arguments)
     options = cli.log_options(arguments) | {
         ("seed",): arguments.seed,
         ("sequence", "encoder"): arguments.encoder,

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcsmf.errors import TfcsmfError
+from tfcsmf.errors import ConfigError, TfcsmfError
 
 # TensorFlow reads this when it is imported; its start-up notes are not for users.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -86,7 +86,14 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--events",
         help="event log: a Parquet or CSV file, folder or glob; "
-        "without it the built-in simulator makes one",
+        "without it and --dataset the built-in simulator makes one",
+    )
+    add("--dataset", metavar="NAME", help="a public data set, see docs/datasets.md")
+    add("--data-dir", metavar="DIR", help="folder with the files of --dataset")
+    add(
+        "--cache-dir",
+        metavar="DIR",
+        help="where --dataset keeps the log it converts; default: in --data-dir",
     )
     add("--items", help="item table with features; its ids join the catalogue")
     add("--users", help="user table with features")
@@ -105,6 +112,72 @@ def log_options(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
         ("data", "users"): arguments.users,
         ("cascade", "objectives"): split_names(arguments.objectives),
     }
+
+
+def with_dataset(
+    tree: Mapping[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Returns a configuration tree that reads what `--dataset` names.
+
+    Its files replace `data.events`, `data.items` and `data.users`, and its events in
+    cascade order are the objectives where the tree names none.
+
+    Args:
+      tree: what `--config`, or the run to extend, holds.
+      arguments: what `add_log_options` read; with `extend` where there is a run to
+        extend, whose log is replaced.
+
+    Raises:
+      ConfigError: for a log beside the data set, or one option without the other.
+      DataError: for an unknown data set, missing or malformed files.
+    """
+    if arguments.dataset is None:
+        for option in ("data_dir", "cache_dir"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} belongs to a data set. Received: no "
+                    "--dataset. Name one of docs/datasets.md, or read a log with "
+                    "--events."
+                )
+        return dict(tree)
+    # Imported late: most runs read no data set, and `--help` answers at once.
+    from tfcsmf.config import with_options
+    from tfcsmf.data.datasets import event_log, find
+
+    dataset = find(arguments.dataset)
+    # The run to extend has a log, of which nothing is kept.
+    kept = {} if getattr(arguments, "extend", None) else _section(tree, "data")
+    _require_one_log(arguments, kept)
+    if arguments.data_dir is None:
+        raise ConfigError(
+            f"--dataset {dataset.name} needs --data-dir, the folder with its files. "
+            f"Received: none. {dataset.instructions}"
+        )
+    files = event_log(dataset.name, arguments.data_dir, arguments.cache_dir)
+    merged = with_options(tree, {("data", "events"): str(files.events)})
+    for name, path in (("items", files.items), ("users", files.users)):
+        own = kept.get(name)
+        merged["data"][name] = own or (None if path is None else str(path))
+    if "objectives" not in _section(tree, "cascade"):
+        key = ("cascade", "objectives")
+        merged = with_options(merged, {key: list(files.objectives)})
+    return merged
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = tree.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _require_one_log(arguments: argparse.Namespace, data: Mapping[str, Any]) -> None:
+    assigned = any(text.strip().startswith("data.events=") for text in arguments.set)
+    if arguments.events is None and data.get("events") is None and not assigned:
+        return
+    other = "data.events" if arguments.events is None else "--events"
+    raise ConfigError(
+        f"A run should read one log. Received: --dataset and {other}. Leave one of "
+        "them out."
+    )
 
 
 def split_names(text: str | None) -> list[str] | None:
