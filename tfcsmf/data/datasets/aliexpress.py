@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tfcsmf.data.datasets.distinct import distinct_rows
 from tfcsmf.data.datasets.sources import scan_bare, scan_named, with_levels
 from tfcsmf.data.datasets.spec import DataSet, Files, Layout, SourceFile, Tables
 from tfcsmf.data.splits import mix
@@ -136,10 +137,11 @@ def _tables(rows: pl.LazyFrame, users: pl.LazyFrame, work: Path) -> Tables:
         "conversion": pl.col("conversion") == 1,
     }
     events = with_levels(rows, levels).select("user_id", "item_id", "event", "split")
-    items = rows.group_by("item_id").agg(pl.col(_ITEM_CODED + _ITEM_NUMBERS).min())
+    items = rows.select("item_id", *_features(_ITEM_CODED, _ITEM_NUMBERS))
     return Tables(
         events,
-        items.sort("item_id").select("item_id", *_features(_ITEM_CODED, _ITEM_NUMBERS)),
+        # Nearly as many as rows.
+        distinct_rows(items, "item_id", work),
         users.select("user_id", *_features(_USER_CODED, _USER_NUMBERS)),
     )
 
