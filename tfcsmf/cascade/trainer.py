@@ -84,9 +84,14 @@ class CascadeTrainer:
         """Number of objectives."""
         return len(self.log.objectives)
 
-    def train(self) -> Progress:
-        """Runs the stages that are left; returns the reports and curves."""
-        while self.progress.stage < self.num_stages:
+    def train(self, stages: int | None = None) -> Progress:
+        """Runs the stages that are left; returns the reports and curves.
+
+        Args:
+          stages: stop once so many are finished; None for all.
+        """
+        last = self.num_stages if stages is None else stages
+        while self.progress.stage < last:
             self._run_stage()
         return self.progress
 

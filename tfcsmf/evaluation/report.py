@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +101,10 @@ def _page(
     drawn: list[str],
     title: str,
 ) -> str:
-    source = resources.files("tfcsmf.evaluation").joinpath("report.html.j2")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     owners = list(dict.fromkeys(name for row in capacity.values() for name in row))
     owners.sort(key=lambda owner: owner == figures.FREE)
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
+    return render(
+        "report.html.j2",
         title=title,
         metrics=metrics,
         names=headline_metrics(metrics),
@@ -126,6 +119,18 @@ def _page(
         settings=flatten(settings),
         cell=cell,
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page made from a template of this folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tfcsmf.evaluation", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _all_names(metrics: Mapping[str, Any]) -> list[str]:
