@@ -204,8 +204,10 @@ class Space:
 
 def _read(path: str, declared: Any, config: Config) -> Parameter:
     check_path(path, config)
-    kinds = [kind for kind in ("float", "int", "choice") if kind in (declared or {})]
-    if not isinstance(declared, Mapping) or len(kinds) != 1:
+    kinds = ["float", "int", "choice"]
+    if isinstance(declared, Mapping):
+        kinds = [kind for kind in kinds if kind in declared]
+    if len(kinds) != 1:
         raise ConfigError(
             f"Search space, {path!r}: give {{float: [low, high]}}, "
             f"{{int: [low, high]}} or {{choice: [...]}}. Received: {declared!r}."
