@@ -20,7 +20,9 @@ SPACE = Space.from_dict(
     },
     Config(),
 )
-NAMES = ["random", "hyperband", "bayesian"]
+# The Gaussian process takes seconds.
+BAYESIAN = pytest.param("bayesian", marks=pytest.mark.slow)
+NAMES = ["random", "hyperband", BAYESIAN]
 
 
 class Killed(BaseException):
@@ -112,6 +114,7 @@ def test_seeds_decide_trials(tmp_path):
     assert asked("a", 0) == asked("b", 0) != asked("c", 1)
 
 
+@pytest.mark.slow
 def test_bayesian_search_closes_in_on_the_best(tmp_path):
     runs = Runs()
     search(tuner("bayesian", tmp_path, runs, trials=15))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import grpc
 import numpy as np
 import yaml
 
@@ -72,6 +73,11 @@ class SweepSettings:
                 raise ConfigError(
                     f"--{option} should be at least {least}. Received: {value}."
                 )
+        if self.scalarise == "hypervolume" and self.weights:
+            raise ConfigError(
+                "--weights belong to --scalarise weights; a volume has none. Received: "
+                f"{dict(self.weights)}. Leave one of the two out."
+            )
 
 
 def run_sweep(
@@ -280,6 +286,12 @@ class _Sweep:
                     f"{os.environ[_PARALLEL[2]]}. Choose another port."
                 ) from error
             raise
+        except grpc.RpcError as error:
+            raise TfcsmfError(
+                f"The chief at {os.environ[_PARALLEL[1]]}:{os.environ[_PARALLEL[2]]} "
+                "does not answer any more. Start it again with --resume, then this "
+                "worker; finished trials are kept."
+            ) from error
 
     def _run(self, name: str, values: dict[str, Any]) -> Trial:
         settings, epochs = self.space.decode(values), values.get("tuner/epochs")

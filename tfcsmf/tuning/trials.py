@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcsmf.cascade.model import build_model
+from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
 from tfcsmf.data.prepared import PreparedLog
@@ -109,28 +110,31 @@ class TrialRunner:
 
         What is wrong with the settings is told by the trial, not raised.
         """
-        trial = load_trial(self.folder / name)
-        if trial and (trial.settings, trial.epochs) != (settings, epochs):
-            shutil.rmtree(self.folder / name)
-            trial = None
-        trial = trial or Trial(name, dict(settings), epochs)
-        if trial.status != "running":
-            _LOG.info("Trial %s is %s already.", name, trial.status)
-            return trial
-        self._save(trial)
-        try:
-            self._train(trial, Space.configure(self.config, settings, epochs))
-        except TfcsmfError as error:
-            trial.status, trial.error = "failed", str(error)
-        self._save(trial)
-        shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
+        with RunFolder(self.folder / name).locked():
+            trial = load_trial(self.folder / name)
+            checkpoints = self.folder / name / "checkpoints"
+            if trial and (trial.settings, trial.epochs) != (settings, epochs):
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                trial = None
+            trial = trial or Trial(name, dict(settings), epochs)
+            if trial.status != "running":
+                _LOG.info("Trial %s is %s already.", name, trial.status)
+                return trial
+            self._save(trial)
+            try:
+                self._train(trial, Space.configure(self.config, settings, epochs))
+            except TfcsmfError as error:
+                trial.status, trial.error = "failed", str(error)
+            self._save(trial)
+            shutil.rmtree(checkpoints, ignore_errors=True)
         gc.collect()  # models hold themselves in circles
         return trial
 
     def trials(self) -> list[Trial]:
-        """Returns all trials there are, the reference left out, by name."""
-        paths = sorted(path.parent for path in self.folder.glob("*/trial.json"))
-        found = (load_trial(path) for path in paths if path.name != REFERENCE)
+        """Returns all trials there are, the reference left out, as they began."""
+        names = [path.parent.name for path in self.folder.glob("*/trial.json")]
+        numbers = sorted((name for name in names if name != REFERENCE), key=int)
+        found = (load_trial(self.folder / name) for name in numbers)
         return [trial for trial in found if trial is not None]
 
     def _train(self, trial: Trial, config: Config) -> None:

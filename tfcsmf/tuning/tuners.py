@@ -85,7 +85,8 @@ class _Hyperband(_Durable, keras_tuner.oracles.HyperbandOracle):
             )
         brackets = max(n for n in range(1, most + 1) if sizes[n - 1] <= trials)
         self.hyperband_iterations = trials // sizes[brackets - 1]
-        self.min_epochs = max_epochs / _FACTOR ** (brackets - 1)
+        # A little below: keras-tuner counts brackets by repeated division.
+        self.min_epochs = 0.999 * max_epochs / _FACTOR ** (brackets - 1)
         self._current_bracket = brackets - 1
         self._brackets: list[dict[str, Any]] = []
         self._start_new_bracket()
