@@ -38,8 +38,8 @@ SMALL = {
 SPACE = {"cascade.stages.click.learning_rate": {"float": [0.001, 0.1], "log": True}}
 
 
-def arguments(folder, *more):
-    for name, tree in (("small", SMALL), ("space", SPACE)):
+def arguments(folder, *more, space=SPACE):
+    for name, tree in (("small", SMALL), ("space", space)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     common = ["--config", str(folder / "small.yaml"), "--quiet"]
     return [*common, "--space", str(folder / "space.yaml"), *more]
@@ -146,7 +146,13 @@ def test_a_chief_and_two_workers_share_a_sweep(tmp_path):
         "KERASTUNER_ORACLE_PORT": str(free_port()),
     }
     with open(tmp_path / "log", "w") as log:
-        options = arguments(tmp_path, "--trials=4", "--prune-after=0", "--debug")
+        # Between processes keras-tuner rounds floats, not choices.
+        rates = {"choice": [0.001, 0.003, 0.01, 0.03, 0.1]}
+        options = arguments(
+            tmp_path,
+            *("--trials=4", "--prune-after=0", "--debug"),
+            space={"cascade.stages.click.learning_rate": rates},
+        )
         assert start([*options, "--output", str(alone)], log).wait(900) == 0
         options += ["--output", str(together)]
         processes = [
