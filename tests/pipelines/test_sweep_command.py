@@ -45,6 +45,7 @@ def arguments(folder, *more, space=SPACE):
     return [*common, "--space", str(folder / "space.yaml"), *more]
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_stages_and_leaves_a_configuration(tmp_path, capsys):
     out = tmp_path / "out"
     status = cli.run(
