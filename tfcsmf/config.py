@@ -114,6 +114,9 @@ class TowersConfig(Section):
     query_encoder: Literal["pooled", "heterrec", "merged", "sasrec", "gru4rec"] = (
         "pooled"
     )
+    # Its sequences by time over all events, with time gaps, where the log has times;
+    # requests then have to give times too. Else event by event, from the lists alone.
+    history_times: bool = False
     activation: Literal["relu", "gelu", "tanh"] = "relu"
     # Vectors of length 1, whose inner products are cosines (`tfcsmf.towers.bounded`);
     # to be used with a temperature well below 1.

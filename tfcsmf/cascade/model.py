@@ -14,6 +14,7 @@ from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, history_name
 from tfcsmf.data.prepared import EntityTable, PreparedLog
 from tfcsmf.data.rows import NUM_RESERVED
+from tfcsmf.data.sequences import NUM_GAPS
 from tfcsmf.heterrec.query_sequence import QuerySequence
 from tfcsmf.heterrec.settings import build_encoder, uses_features
 from tfcsmf.losses import SampledSoftmax, adaptive_margin
@@ -363,13 +364,16 @@ def build_sequence(
     rich = uses_features(settings)
     tokens = 1 + (len(tower.features) if rich else 0)
     events = NUM_RESERVED + len(histories) if len(histories) > 1 else 0
+    timed = log.train_histories.times is not None
+    gaps = NUM_GAPS if timed and settings.time_gaps else 0
     return QuerySequence(
         tower,
         EntityInputs(log.items, CANDIDATE_ID),
-        build_encoder(settings, tokens, events),
+        build_encoder(settings, tokens, events, gaps),
         histories,
         settings.length,
         rich,
+        timed,
         name="sequence",
     )
 

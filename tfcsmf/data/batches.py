@@ -281,7 +281,11 @@ def row_blocks(query: Inputs, candidate: Inputs) -> Batch:
       `query` and `candidate` with ids that point into `rows`, and `rows`: int [n],
       distinct table rows by id name. Reserved rows come first, as in the table.
     """
-    histories = [name for name in query if isinstance(query[name], tf.RaggedTensor)]
+    histories = [
+        name
+        for name, values in query.items()
+        if isinstance(values, tf.RaggedTensor) and values.dtype != tf.int64  # no times
+    ]
     used = [candidate[CANDIDATE_ID], *(query[name].flat_values for name in histories)]
     candidate_rows, numbers = _distinct(tf.concat(used, axis=0))
     own, *others = tf.split(numbers, [tf.size(part) for part in used])

@@ -82,6 +82,10 @@ class QueryInputs:
     ) -> None:
         self._users = EntityInputs(users, QUERY_ID)
         self._length = length
+        times = histories.times or {}
+        self._times = {
+            event: tf.constant(_padded(values)) for event, values in times.items()
+        }
         self._lists = {
             event: (
                 column,
@@ -109,7 +113,7 @@ class QueryInputs:
 
         Returns:
           Inputs by name; histories are ragged [n, <= length] int32 id rows, oldest
-          first.
+          first, and their times, where they are known, int64 of the same shape.
         """
         inputs = self._users(users)
         for event, (column, starts, items) in self._lists.items():
@@ -120,13 +124,18 @@ class QueryInputs:
             if keeps is not None:
                 kept = keeps(event, owners, positions)
                 owners = tf.boolean_mask(owners, kept)
+                slots = tf.boolean_mask(slots, kept)
                 positions = tf.boolean_mask(positions, kept)
-            inputs[history_name(event)] = tf.RaggedTensor.from_value_rowids(
+            rows = tf.RaggedTensor.from_value_rowids(
                 positions + NUM_RESERVED,
                 owners,
                 nrows=tf.shape(users, tf.int64)[0],
                 validate=False,
             )
+            inputs[history_name(event)] = rows
+            if event in self._times:
+                times = tf.gather(self._times[event], slots)
+                inputs[time_name(event)] = rows.with_flat_values(times)
         return inputs
 
 
@@ -151,4 +160,4 @@ def flat_ranges(starts: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 def _padded(items: np.ndarray) -> np.ndarray:
     """A list that is empty altogether still needs one row to gather from."""
-    return items if len(items) else np.zeros(1, np.int32)
+    return items if len(items) else np.zeros(1, items.dtype)

@@ -85,14 +85,20 @@ def distinct_lists(rows: np.ndarray, items: np.ndarray, size: int, width: int) -
 
 
 def build_histories(
-    log: SortedLog, names: Sequence[str], codes: Sequence[int], mask: np.ndarray
+    log: SortedLog,
+    names: Sequence[str],
+    codes: Sequence[int],
+    mask: np.ndarray,
+    with_times: bool = False,
 ) -> Histories:
     """Chronological lists of the masked events, trained items only."""
-    lists = {}
+    lists, times = {}, {}
     for name, code in zip(names, codes, strict=True):
         rows = log.history(code, mask)
         lists[name] = Csr(offsets_of(log.users[rows], log.num_users), log.items[rows])
-    return Histories(lists, _order(log, codes, mask))
+        if with_times and log.ranks is not None:
+            times[name] = log.times[rows]
+    return Histories(lists, _order(log, codes, mask), times or None)
 
 
 def _order(log: SortedLog, codes: Sequence[int], mask: np.ndarray) -> Order:

@@ -65,8 +65,7 @@ def merge_lists(
       >>> merged.rows.numpy().tolist(), merged.gaps.numpy().tolist()
       ([[5, 7, 6]], [[1, 4, 6]])
     """
-    # One more, for the gap before the first that is kept.
-    parts = [_dense(part, length + 1) for part in lists]
+    parts = [last_entries(part, length) for part in lists]
     rows = tf.concat(parts, axis=1)
     events = tf.concat(
         [
@@ -77,7 +76,9 @@ def merge_lists(
     )
     columns = [rows, events]
     if times is not None:
-        columns.append(tf.concat([_dense(part, length + 1) for part in times], axis=1))
+        columns.append(
+            tf.concat([last_entries(part, length) for part in times], axis=1)
+        )
         columns = _sorted(columns, columns[2])
     columns = _sorted(columns, tf.cast(tf.not_equal(columns[0], PADDING), tf.int32))
     present = tf.not_equal(columns[0], PADDING)
@@ -92,10 +93,13 @@ def merge_lists(
     return MergedLists(*columns)
 
 
-def _dense(part: Lists, most: int) -> tf.Tensor:
-    """Returns a padded tensor; of ragged lists the last entries alone."""
+def last_entries(part: Lists, length: int) -> tf.Tensor:
+    """Returns a padded tensor, of ragged lists with the last entries alone.
+
+    One more than `length`, for the gap before the first of them.
+    """
     if isinstance(part, tf.RaggedTensor):
-        return part[:, -most:].to_tensor(PADDING)
+        return part[:, -length - 1 :].to_tensor(PADDING)
     return part
 
 

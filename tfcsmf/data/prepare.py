@@ -195,6 +195,8 @@ def _assemble(
     train = log.part == splits.TRAIN
     known = train | (log.part == splits.VALID) | (log.part == splits.HELD)
     rng = np.random.default_rng([config.seed, _QUERIES])
+    towers = config.towers
+    timed = towers.history_times and towers.query_encoder != "pooled"
     examples: dict[str, Examples] = {}
     positives: dict[str, Csr] = {}
     validation: dict[str, EvaluationSet] = {}
@@ -233,10 +235,10 @@ def _assemble(
         users=users,
         items=items,
         train=examples,
-        train_histories=build_histories(log, histories, codes, train),
+        train_histories=build_histories(log, histories, codes, train, timed),
         validation=validation,
         test=test,
-        test_histories=build_histories(log, histories, codes, known),
+        test_histories=build_histories(log, histories, codes, known, timed),
         known=positives,
         summary=summary | {"events": counts},
     )

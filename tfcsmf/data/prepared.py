@@ -149,10 +149,13 @@ class Histories:
     Attributes:
       lists: event name -> lists over user positions, oldest first.
       order: of all lists together; None if it is not known.
+      times: event name -> int64 time of every entry of its lists, where they are known
+        and asked for (`towers.history_times`).
     """
 
     lists: dict[str, Csr]
     order: Order | None = None
+    times: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.inputs import EntityInputs
-from tfcsmf.data.merged_lists import Lists, MergedLists, merge_lists
+from tfcsmf.data.merged_lists import Lists, MergedLists, last_entries, merge_lists
 from tfcsmf.data.rows import NUM_RESERVED, PADDING
 from tfcsmf.heterrec.encoder import HierarchicalEncoder, History
 from tfcsmf.heterrec.layers import OwnedLayer
@@ -33,13 +33,15 @@ class QuerySequence(OwnedLayer):
       histories: names of the lists, in order; event types go by it.
       length: last entries that are read.
       with_features: a token per feature; else of the id alone.
+      with_times: order by time, with gaps; else list by list.
 
     Attributes:
       history_owner: int8 [histories], the first stage whose pass sees each of them;
         `CLOSED` where none does yet.
 
     Call arguments: `inputs`, rows of each history that is given, ragged or padded int
-    [n, any]; `stage`, `seed` and `block` (of the candidate's ids) as in `Tower`.
+    [n, any], and their times under `<history>/time`; `stage`, `seed` and `block` (of
+    the candidate's ids) as in `Tower`.
     Returns float [n, width].
 
     References:
@@ -54,6 +56,7 @@ class QuerySequence(OwnedLayer):
         histories: Sequence[str],
         length: int,
         with_features: bool = True,
+        with_times: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -63,6 +66,7 @@ class QuerySequence(OwnedLayer):
         recurrent = isinstance(encoder, RecurrentEncoder)
         self.width = encoder.width if recurrent else encoder.block_settings.width
         self.with_features = with_features
+        self.with_times = with_times
         # Not its own; a closure hides both from Keras' tracking.
         self._shared: Callable[[], tuple[Tower, EntityInputs]] = lambda: (tower, items)
         count = 1 + (len(tower.features) if with_features else 0)
@@ -102,17 +106,18 @@ class QuerySequence(OwnedLayer):
         owner = tf.convert_to_tensor(self.history_owner)
         seen = owner != CLOSED if stage is None else owner <= stage
         sample = next(iter(inputs.values()))
-        rows = sample.nrows() if isinstance(sample, tf.RaggedTensor) else None
-        rows = tf.shape(sample, tf.int64)[0] if rows is None else rows
-        lists = []
+        ragged = isinstance(sample, tf.RaggedTensor)
+        rows = sample.nrows() if ragged else tf.shape(sample, tf.int64)[0]
+        lists, times = [], []
         for number, name in enumerate(self.histories):
-            part = inputs.get(name)
-            if part is None:
-                part = tf.zeros([rows, 0], sample.dtype)
-            if isinstance(part, tf.RaggedTensor):
-                part = part[:, -self.length :].to_tensor(PADDING)
+            part = inputs.get(name, tf.zeros([rows, 0], tf.int32))
+            part = last_entries(part, self.length)
             lists.append(tf.where(seen[number], part, PADDING))
-        return merge_lists(lists, self.length)
+            if self.with_times:
+                none = tf.zeros(tf.shape(part), tf.int64)
+                own = inputs.get(f"{name}/time", none)
+                times.append(last_entries(own, self.length))
+        return merge_lists(lists, self.length, times or None)
 
     def _tokens(
         self, numbers: tf.Tensor, stage: int | None, block: RowBlock | None
@@ -171,6 +176,7 @@ class QuerySequence(OwnedLayer):
             "histories": list(self.histories),
             "length": self.length,
             "with_features": self.with_features,
+            "with_times": self.with_times,
         }
 
 

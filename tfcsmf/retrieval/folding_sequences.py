@@ -73,6 +73,7 @@ class FoldedSequence(tf.Module):
         ]
         self._seen = lambda: seen
         self._names = (tuple(layer.histories), layer.length, layer.width)
+        self._timed = layer.with_times
         self.id_table = candidate.id_table
         self.encoders = candidate.encoders if layer.with_features else []
         self._specs: tuple[Any, ...] = tuple(tower.features)
@@ -86,7 +87,7 @@ class FoldedSequence(tf.Module):
         """Returns the encodings of every pass, float [S, n, width].
 
         Args:
-          inputs: padded histories by name, int rows [n, any].
+          inputs: padded histories by name, int rows [n, any], and their times.
         """
         histories, length, _ = self._names
         whole = tf.concat([inputs[name] for name in histories], axis=1)
@@ -97,6 +98,7 @@ class FoldedSequence(tf.Module):
         sizes = [tf.shape(inputs[name])[1] for name in histories]
         local = tf.split(tf.reshape(places[1:], tf.shape(whole)), sizes, axis=1)
         lists = dict(zip(histories, local, strict=True))
+        times = {name: inputs[f"{name}/time"] for name in histories if self._timed}
         outputs = []
         for number, (names, folded) in enumerate(
             zip(self._seen(), self.passes, strict=True)
@@ -108,6 +110,8 @@ class FoldedSequence(tf.Module):
                     for name, part in lists.items()
                 ],
                 length,
+                [part if name in names else part[:, :0] for name, part in times.items()]
+                or None,
             )
             own = tokens[min(number, tokens.shape[0] - 1)]
             outputs.append(

@@ -67,7 +67,8 @@ def serve_cascade(model: CSMF, objectives: Sequence[str]) -> Served:
         model.query_tower, seen, history_table, None, features, sequence
     )
     blocks = tuple(int(count) for count in own.sum(axis=1))
-    return Served(query, candidate, tuple(objectives), blocks, model.normalize)
+    timed = sequence is not None and model.query_tower.sequence.with_times
+    return Served(query, candidate, tuple(objectives), blocks, model.normalize, timed)
 
 
 def serve_sequences(model: SequenceModel, log: PreparedLog, length: int) -> Served:

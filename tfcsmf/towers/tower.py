@@ -341,12 +341,15 @@ class Tower(tf.keras.layers.Layer):
     def _lists(
         self, inputs: Mapping[str, tf.Tensor], seed: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
-        """Returns the histories that are given, in training after dropout."""
+        """Returns the histories that are given and their times, after dropout."""
         lists = {}
-        for number, name in enumerate(self.histories):
-            if name in inputs:
+        for number, history in enumerate(self.histories):
+            for name in (history, f"{history}/time"):
+                if name not in inputs:
+                    continue
                 lists[name] = inputs[name]
                 if seed is not None and self.history_dropout:
+                    # The same draws for both, which have the same shape.
                     own = seed + [0, number + 1]
                     lists[name] = thinned(lists[name], self.history_dropout, own)
         return lists
