@@ -75,13 +75,14 @@ def parse_features(
         kind = inputs.get(name, {}).get("kind")
         if kind == "multi":
             result[name] = cli.split_names(value)
-        elif kind in ("numeric", "vector"):
+        elif kind in ("numeric", "vector", "times"):
+            number = int if kind == "times" else float
             try:
-                result[name] = [float(part) for part in value.split(",")]
+                result[name] = [number(part) for part in value.split(",")]
             except ValueError:
                 raise ExportError(
                     f"The {kind} feature {name!r} should be given as numbers, "
-                    f"several separated by commas. Received: {value!r}."
+                    f"several separated by commas, times whole. Received: {value!r}."
                 ) from None
         else:
             result[name] = value
