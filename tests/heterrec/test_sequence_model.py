@@ -1,16 +1,19 @@
 """Sequence models: training equals serving, the loss by hand, gradients, learning."""
 
+import math
+
 import numpy as np
 import polars as pl
 import pytest
 import tensorflow as tf
 
+from tfcsmf.cascade.checkpoints import SavePace
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.config import Config, StageConfig
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import Csr, EvaluationSet
 from tfcsmf.data.rows import NUM_RESERVED
-from tfcsmf.errors import ConfigError
+from tfcsmf.errors import CheckpointError, ConfigError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.heterrec import step_targets
 from tfcsmf.heterrec.encoder import History
@@ -220,6 +223,55 @@ def test_items_without_events_are_known_by_their_features(make, tiny_log):
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message):
         Config.from_dict({"sequence": settings})
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_training_resumes_to_the_same_bits(make, tmp_path):
+    """In the middle of an epoch, where the best parameters are older ones."""
+    whole = make(encoder="sasrec", item_layers=1)
+    report = whole.train()
+
+    def on_disk():
+        options = {"show_progress": False, "directory": tmp_path}
+        trainer = SequenceTrainer(whole.config, whole.log, **options)
+        trainer.pace = SavePace(3, share=math.inf)
+        return trainer
+
+    first = on_disk()
+    original = first.store.save
+
+    def dying(state, arrays):
+        original(state, arrays)
+        if state["progress"]["epochs"] == 1 and state["within"]:
+            assert any(name.startswith("best/") for name in arrays)
+            raise Killed
+
+    first.store.save = dying
+    with pytest.raises(Killed):
+        first.train()
+    second = on_disk()
+    assert second.resume()
+    again = second.train()
+    for ours, theirs in zip(
+        second.model.owned_parameters, whole.model.owned_parameters, strict=True
+    ):
+        np.testing.assert_array_equal(ours.variable, theirs.variable, ours.name)
+    assert second.progress.curve == whole.progress.curve
+    times = {"seconds", "examples_per_second"}
+    assert {k: v for k, v in again.items() if k not in times} == {
+        k: v for k, v in report.items() if k not in times
+    }
+    # The end of a run is a checkpoint as well, of the best parameters alone.
+    third = on_disk()
+    assert third.resume() and third.progress.phase_over
+    assert third.train() == again
+    other = make(encoder="sasrec", item_layers=1, width=4)
+    other.store = second.store
+    with pytest.raises(CheckpointError, match="another configuration"):
+        other.resume()
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,7 @@ class Killed(BaseException):
     """Unlike an `Exception` it passes through the command, as a signal would."""
 
 
+@pytest.mark.slow  # tests/heterrec has a quick one, of the trainer
 @pytest.mark.parametrize("saves", [2, 5])
 def test_a_killed_run_resumes_to_the_same_end(
     finished, tmp_path, saves, monkeypatch, capsys

@@ -63,6 +63,7 @@ def test_every_pass_is_that_of_the_model(make, helpers, encoder):
     assert np.abs(encodings[2] - encodings[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_with_times_sequences_are_chronological_everywhere(make, helpers):
     shop = make("heterrec", **{"towers.history_times": True})
     layer = shop.model.query_tower.sequence
