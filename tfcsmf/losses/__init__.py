@@ -2,6 +2,7 @@
 
 from tfcsmf.losses.chunked_softmax import chunked_softmax
 from tfcsmf.losses.margin import adaptive_margin
+from tfcsmf.losses.own_negatives import own_negatives
 from tfcsmf.losses.sampled_softmax import SampledSoftmax
 
-__all__ = ["SampledSoftmax", "adaptive_margin", "chunked_softmax"]
+__all__ = ["SampledSoftmax", "adaptive_margin", "chunked_softmax", "own_negatives"]

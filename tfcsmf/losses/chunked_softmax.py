@@ -28,6 +28,7 @@ def chunked_softmax(
     excluded_pairs: tf.Tensor | None = None,
     adjust: AdjustScores | None = None,
     positives: tf.Tensor | None = None,
+    extra: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Returns the softmax cross-entropy of rows against columns, summed over positives.
 
@@ -57,9 +58,11 @@ def chunked_softmax(
       positives: int32 [n, 2] of (row, column), sorted by row: any number per row, also
         none, for candidates that are listed once however many rows have them as
         their positive. Rows without positives add nothing and get no gradient.
+      extra: float [n], the logarithm of what further negatives of each positive add to
+        its denominator: `log(exp(s_rp) + sum_{j in N_r} exp(s_rj) + exp(extra_p))`.
 
     Returns:
-      A float scalar, differentiable (once) in queries and candidates.
+      A float scalar, differentiable (once) in queries, candidates and extra.
 
     Example:
       >>> loss = chunked_softmax(tf.zeros([2, 3]), tf.zeros([2, 3]))  # 2 ln 2
@@ -74,13 +77,16 @@ def chunked_softmax(
     chunk = tf.maximum(_CHUNK_SCORES // tf.maximum(columns, 1), _MIN_ROWS)
 
     @tf.custom_gradient
-    def loss_of(queries: tf.Tensor, candidates: tf.Tensor) -> tuple[tf.Tensor, object]:
+    def loss_of(
+        queries: tf.Tensor, candidates: tf.Tensor, *extras: tf.Tensor
+    ) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
 
         def body(
             number: tf.Tensor,
             total: tf.Tensor,
             parts: tf.TensorArray,
+            extra_parts: tf.TensorArray,
             candidate_gradient: tf.Tensor,
         ) -> tuple[tf.Tensor, ...]:
             start = number * chunk
@@ -120,13 +126,21 @@ def chunked_softmax(
             share = tf.exp(scores - row_top)  # [r, columns]
             row_top = own.spread(row_top)
             top = tf.maximum(row_top, positive)
+            further = [values[own.first : own.last, tf.newaxis] for values in extras]
+            for values in further:
+                top = tf.maximum(top, values)
             lowered = tf.exp(row_top - top)  # exactly 1 for the only one of a row
             positive_share = tf.exp(positive - top)
             negatives = tf.reduce_sum(share, axis=1, keepdims=True)
             norm = own.spread(negatives) * lowered + positive_share
+            further = [tf.exp(values - top) for values in further]
+            norm = sum(further, norm)
             total += tf.reduce_sum(weight * (tf.math.log(norm) + top - positive))
             scale = weight / norm
             pull = scale * positive_share - weight  # of the positive, <= 0
+            if further:
+                pulls = tf.squeeze(scale * further[0], axis=1)
+                extra_parts = extra_parts.write(number, pulls)
             scale = own.sum(scale * lowered)  # [r, 1]
             parts = parts.write(
                 number,
@@ -134,10 +148,10 @@ def chunked_softmax(
             )
             candidate_gradient += tf.matmul(share, scale * part, transpose_a=True)
             candidate_gradient = own.add_to(candidate_gradient, pull * owners)
-            return number + 1, total, parts, candidate_gradient
+            return number + 1, total, parts, extra_parts, candidate_gradient
 
         count = tf.maximum((rows + chunk - 1) // chunk, 1)
-        _, total, parts, candidate_gradient = tf.while_loop(
+        _, total, parts, extra_parts, candidate_gradient = tf.while_loop(
             lambda number, *_: number < count,
             body,
             (
@@ -149,18 +163,24 @@ def chunked_softmax(
                     infer_shape=False,
                     element_shape=[None, queries.shape[1]],
                 ),
+                tf.TensorArray(
+                    queries.dtype, count, infer_shape=False, element_shape=[None]
+                ),
                 tf.zeros_like(candidates),
             ),
             parallel_iterations=1,  # or several chunks would be held at once
         )
         query_gradient = tf.reshape(parts.concat(), tf.shape(queries))
 
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return upstream * query_gradient, upstream * candidate_gradient
+        gradients = [query_gradient, candidate_gradient]
+        gradients += [tf.reshape(extra_parts.concat(), tf.shape(p)) for p in extras]
+
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            return [upstream * part for part in gradients]
 
         return total, gradient
 
-    return loss_of(queries, candidates)
+    return loss_of(queries, candidates, *([] if extra is None else [extra]))
 
 
 class _Diagonal:

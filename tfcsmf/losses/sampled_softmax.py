@@ -99,6 +99,8 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         excluded_pairs: tf.Tensor | None = None,
         positives: tf.Tensor | None = None,
         candidate_counts: tf.Tensor | None = None,
+        draws: tf.Tensor | None = None,
+        extra: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Computes the loss.
 
@@ -126,7 +128,14 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
             `num_hard_negatives`, `remove_accidental_hits` or batch metrics.
           candidate_counts: float [columns] >= 0, how many draws each column stands
             for (default: 1 each): a batch that lists a candidate once has the loss
-            of one that repeats it. The logarithm is added to negatives' logits.
+            of one that repeats it. The logarithm is added to negatives' logits; a
+            column of 0 draws is no negative.
+          draws: float scalar > 0, all draws of negatives that the columns stand for.
+            By default the columns are other rows' positives and extra draws, so that a
+            row's own positives are no draws; see the class.
+          extra: float [n], the logarithm of what further negatives of each positive
+            add to its denominator, temperature and correction applied; see
+            `own_negatives`. Not together with `num_hard_negatives` or batch metrics.
 
         Returns:
           The loss summed over positives, a float scalar.
@@ -138,6 +147,11 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         use_batch_metrics = compute_batch_metrics and bool(self._batch_metrics)
         if positives is not None:
             self._check_takes_positives(use_batch_metrics)
+        if extra is not None and (self.num_hard_negatives or use_batch_metrics):
+            raise ValueError(
+                "`extra` should not be combined with num_hard_negatives or batch "
+                "metrics. Received both. Pass compute_batch_metrics=False."
+            )
         if self.temperature is not None:
             query_embeddings = query_embeddings / self.temperature
         column_bias, positive_bias = self._biases(
@@ -145,6 +159,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
             candidate_counts,
             positives,
             tf.shape(query_embeddings)[0],
+            draws,
         )
         hit_ids = self._hit_ids(candidate_ids)
         arguments = (query_embeddings, candidate_embeddings, column_bias, positive_bias)
@@ -172,6 +187,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 excluded_pairs,
                 None if plain else adjust,
                 positives,
+                extra,
             )
         self._update_metrics(
             loss,
@@ -204,9 +220,13 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         counts: tf.Tensor | None,
         positives: tf.Tensor | None,
         rows: tf.Tensor,
+        draws: tf.Tensor | None,
     ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns what is added to the logits of negatives and of positives."""
-        repeated = None if counts is None else tf.math.log(counts)
+        repeated = None
+        if counts is not None:
+            # Finite where nothing was drawn.
+            repeated = tf.where(counts > 0, tf.math.log(counts), EXCLUDED)
         if probability is None:
             return repeated, None
         bias, positive_bias = -tf.math.log(probability), None
@@ -214,6 +234,8 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
             positive_bias = (
                 bias[:rows] if positives is None else tf.gather(bias, positives[:, 1])
             )
+        elif draws is not None:
+            bias -= tf.math.log(draws)
         else:
             draws = tf.cast(tf.size(bias), bias.dtype)
             if counts is not None:
