@@ -25,6 +25,10 @@ from tfcsmf._config_base import (
     Section,
     Share,
 )
+from tfcsmf._config_negatives import ClusterConfig as ClusterConfig
+from tfcsmf._config_negatives import EsansConfig as EsansConfig
+from tfcsmf._config_negatives import NegativesConfig as NegativesConfig
+from tfcsmf._config_negatives import SamplerName as SamplerName
 from tfcsmf._config_sequence import SequenceConfig as SequenceConfig
 from tfcsmf._config_trees import assign, copy_tree, explain
 from tfcsmf._config_trees import read_yaml as read_yaml
@@ -154,6 +158,8 @@ class StageConfig(Section):
     # What is validated and kept is an exponential average over the ends of epochs:
     # the weight of the newest. 1 keeps the newest alone.
     averaging: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.25
+    # Where negatives come from; None is `loss.negatives.sampler`.
+    sampler: SamplerName | None = None
     # Decoupled L2 decay of dense kernels and of touched embedding rows.
     weight_decay: NonNegativeFloat = 0.0
     # Share of information mass CPP frees after the stage (method 1.3). .1 frees a
@@ -200,6 +206,8 @@ class LossConfig(Section):
     # clicked), drawn from all users and shared by the batch; stages >= 2.
     hard_negatives: NonNegative = 0
     margin: MarginConfig = MarginConfig()
+    # Where else negatives may come from.
+    negatives: NegativesConfig = NegativesConfig()
 
 
 class CascadeConfig(Section):
@@ -322,6 +330,10 @@ class Config(Section):
         merged = self.cascade.stage.model_dump() | overrides
         where = f"cascade.stages.{objective}"
         return _validate(StageConfig, merged, where)
+
+    def sampler(self, objective: str) -> SamplerName:
+        """Returns where the negatives of an objective come from."""
+        return self.stage(objective).sampler or self.loss.negatives.sampler
 
     def objective_weights(self) -> list[float]:
         """Returns the default weight of every objective, in cascade order."""
