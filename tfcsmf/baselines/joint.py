@@ -17,6 +17,7 @@ from tfcsmf.baselines.objective_towers import (
 )
 from tfcsmf.baselines.plain import plain_config
 from tfcsmf.baselines.system import VectorSystem, train
+from tfcsmf.cascade.batch_loss import batch_loss
 from tfcsmf.cascade.model import CSMF, Inputs, build_loss, build_towers
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
@@ -93,22 +94,18 @@ class JointModel(CSMF):
         candidate = self.candidate_vectors(
             inputs["candidate"], 0, True, other_seed, blocks
         )
-        probability = None
-        if self.sampling_probability is not None:
-            probability = tf.gather(self.sampling_probability, inputs["items"])
-        loss = self.task(
+        # Weights are 1 on average, over an epoch.
+        return batch_loss(
+            self.task,
+            inputs,
             query,
             candidate,
+            self.negatives,
+            probability=self.sampling_probability,
+            normalized=self.normalize,
             sample_weight=inputs["weight"],
-            candidate_sampling_probability=probability,
-            positives=inputs["positives"],
-            candidate_counts=inputs.get("counts"),
-            excluded_pairs=inputs["excluded_pairs"],
-            compute_metrics=False,
-            compute_batch_metrics=False,
+            training=training,
         )
-        # Weights are 1 on average, over an epoch.
-        return loss / tf.cast(tf.shape(inputs["positives"])[0], loss.dtype)
 
 
 class JointTrainer(CascadeTrainer):

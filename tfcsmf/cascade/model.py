@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from tfcsmf.cascade.batch_loss import StageNegatives, UpstreamMargin, batch_loss
 from tfcsmf.cascade.histories import close_histories, opening_stages
 from tfcsmf.config import Config
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, history_name
@@ -17,7 +18,7 @@ from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.data.sequences import NUM_GAPS
 from tfcsmf.heterrec.query_sequence import QuerySequence
 from tfcsmf.heterrec.settings import build_encoder, uses_features
-from tfcsmf.losses import SampledSoftmax, adaptive_margin
+from tfcsmf.losses import SampledSoftmax
 from tfcsmf.towers import (
     FREE,
     FeatureSpec,
@@ -70,6 +71,7 @@ class CSMF(tfrs.Model):
       frozen_candidates: float [C, d], vectors of the catalogue on the blocks of
         earlier stages, zero elsewhere; `None` in stage 0.
       sampling_probability: float [C], see `StageBatches.probability`.
+      negatives: what else the loss has to know of the stage's negatives.
 
     References:
       CSMF, arXiv 2504.12920; blocks and fusion are our reading, the one that
@@ -96,6 +98,7 @@ class CSMF(tfrs.Model):
         self.stage = 0
         self.frozen_candidates: tf.Tensor | None = None
         self.sampling_probability: tf.Tensor | None = None
+        self.negatives = StageNegatives()
         for tower in (candidate_tower, query_tower):
             if not tower.built:
                 tower.build(None)
@@ -181,7 +184,7 @@ class CSMF(tfrs.Model):
           inputs: a batch of `tfcsmf.data.batches.StageBatches`.
           training: switches dropout on.
         """
-        stage, items = self.stage, inputs["items"]
+        stage = self.stage
         seed = inputs["seed"] if training else None
         blocks = self.row_blocks(inputs.get("rows", {}))
         query = self.query_vectors(inputs["query"], stage, True, seed, blocks)
@@ -197,25 +200,22 @@ class CSMF(tfrs.Model):
                     f"stages before stage {stage} is trained. Received: None. Use "
                     "`all_blocks`."
                 )
-            frozen = tf.gather(self.frozen_candidates, items)
+            frozen = tf.gather(self.frozen_candidates, inputs["items"])
             # The own block of `frozen` is zero, so this joins the blocks.
             candidate = candidate + frozen
             margin = self._margin(inputs, frozen, blocks)
-        probability = None
-        if self.sampling_probability is not None:
-            probability = tf.gather(self.sampling_probability, items)
-        loss = self.task(
+        return batch_loss(
+            self.task,
+            inputs,
             query,
             candidate,
-            candidate_sampling_probability=probability,
-            positives=inputs["positives"],
-            candidate_counts=inputs.get("counts"),
+            self.negatives,
+            probability=self.sampling_probability,
+            normalized=self.normalize,
+            frozen_candidates=self.frozen_candidates,
             margin=margin,
-            excluded_pairs=inputs["excluded_pairs"],
-            compute_metrics=False,
-            compute_batch_metrics=False,
+            training=training,
         )
-        return loss / tf.cast(tf.shape(inputs["positives"])[0], loss.dtype)
 
     @property
     def id_tables(self) -> dict[str, MaskedEmbedding]:
@@ -229,28 +229,13 @@ class CSMF(tfrs.Model):
 
     def _margin(
         self, inputs: Mapping[str, Any], frozen: tf.Tensor, blocks: Blocks
-    ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """Returns the margins of rows [start, stop) as a function of both.
-
-        The positive that margins refer to is, in a row of several, their mean.
-        """
+    ) -> UpstreamMargin | None:
         if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
             return None
         upstream = self.query_vectors(inputs["query"], self.stage - 1, blocks=blocks)
         if self.task.temperature is not None:
             upstream = upstream / self.task.temperature
-        upstream = tf.stop_gradient(upstream)
-        rows, columns = tf.unstack(inputs["positives"], axis=1)
-        # The mean of scores is the score of the mean.
-        positive = tf.math.segment_mean(tf.gather(frozen, columns), rows)
-
-        def margin(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-            part = upstream[start:stop]
-            reference = tf.reduce_sum(part * positive[start:stop], axis=1)
-            scores = tf.matmul(part, frozen, transpose_b=True)
-            return adaptive_margin(scores, **self.margin, positives=reference)
-
-        return margin
+        return UpstreamMargin(self.margin, upstream, frozen, inputs["positives"])
 
     def _own_block(self, stage: int, training: bool) -> tf.Tensor:
         owner = tf.convert_to_tensor(self.block_owner)

@@ -70,6 +70,8 @@ class StageStep:
         ):
             optimizer.build(variables)
             optimizer.update_only(trained)
+        negatives = getattr(model, "negatives", None)  # sequence models have none
+        self._memory = None if negatives is None else negatives.memory
         self._signature = None if batch_spec is None else [batch_spec]
         self._compiled = tf.function(self._step, input_signature=self._signature)
 
@@ -87,14 +89,21 @@ class StageStep:
             optimizer.reset(FREE if phase == "train" else stage)
             for slot, variable in enumerate(optimizer.state() if state else ()):
                 variable.assign(state[f"{index}/{slot}"])  # type: ignore[index]
+        if self._memory is not None:
+            self._memory.reset()
+            for name, variable in self._memory.state().items() if state else ():
+                variable.assign(state[name])  # type: ignore[index]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the optimizers' steps and slots for a checkpoint."""
-        return {
-            f"{index}/{slot}": variable.numpy()
+        """Returns the optimizers' steps and slots, and a memory, for a checkpoint."""
+        variables = {
+            f"{index}/{slot}": variable
             for index, optimizer in enumerate(self.optimizers)
             for slot, variable in enumerate(optimizer.state())
         }
+        if self._memory is not None:
+            variables |= self._memory.state()
+        return {name: variable.numpy() for name, variable in variables.items()}
 
     def __call__(self, batch: Mapping[str, Any]) -> tf.Tensor:
         """Trains on one batch; returns its mean loss, a scalar."""

@@ -22,14 +22,22 @@ from tfcsmf.cascade.histories import open_histories
 from tfcsmf.cascade.model import CSMF, history_stages
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.cascade.pruning import make_criterion
+from tfcsmf.cascade.samplers import make_sampler, stage_negatives
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.cascade.training_state import TrainingState
-from tfcsmf.config import Config
+from tfcsmf.config import ClusterConfig, Config
 from tfcsmf.data.batches import Batch, BatchSettings, StageBatches
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
+from tfcsmf.negatives.clusters import (
+    CLUSTERS,
+    SemanticClusters,
+    cluster_key,
+    clusters_of_run,
+)
+from tfcsmf.negatives.sampler import NegativeSampler
 
 _REPORT_EVERY = 50  # steps between looks at the loss, which wait for the device
 
@@ -71,6 +79,7 @@ class CascadeTrainer:
         self.pace = SavePace(config.cascade.checkpoint_every)
         self.frozen = FrozenScores(self.encoder)
         self.state = TrainingState(model, self.frozen, first_stage)
+        self._clusters: SemanticClusters | None = None
         self._logs = Path(directory) / "logs"
         self._scalars = tf.summary.create_file_writer(str(self._logs))
 
@@ -83,6 +92,27 @@ class CascadeTrainer:
     def num_stages(self) -> int:
         """Number of objectives."""
         return len(self.log.objectives)
+
+    @property
+    def clusters(self) -> SemanticClusters | None:
+        """Semantic clusters of the catalogue, kept beside the checkpoints.
+
+        Made when they are first asked for; `None` if no stage samples by them.
+        """
+        names = map(self.config.sampler, self.log.objectives)
+        if self._clusters is None and "esans" in names:
+            self._clusters = clusters_of_run(
+                self.log, self._cluster_settings, self.config.seed, self._cluster_folder
+            )
+        return self._clusters
+
+    @property
+    def _cluster_settings(self) -> ClusterConfig:
+        return self.config.loss.negatives.esans.clusters
+
+    @property
+    def _cluster_folder(self) -> Path:
+        return self.store.directory / CLUSTERS
 
     def train(self, stages: int | None = None) -> Progress:
         """Runs the stages that are left; returns the reports and curves.
@@ -148,6 +178,7 @@ class CascadeTrainer:
                 data.target_share,
                 data.visible_share,
                 loss.whole_catalogue,
+                self._sampler(objective),
             ),
         )
         if self.log.items.size < 2:
@@ -156,6 +187,10 @@ class CascadeTrainer:
                 f"Received: {self.log.items.size}."
             )
         return batches
+
+    def _sampler(self, objective: str) -> NegativeSampler | None:
+        name = self.config.sampler(objective)
+        return make_sampler(name, self.log, objective, self.config, self.clusters)
 
     def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
         return StageBatches(self.log, objective, settings)
@@ -172,6 +207,7 @@ class CascadeTrainer:
             if self.config.loss.correct_sampling and not batches.has_whole_catalogue
             else None
         )
+        model.negatives = stage_negatives(self.config, batches, model.dimension)
         beginning = progress.phase == "train" and progress.step == 0
         if stage > 0 and beginning:
             previous = self.config.stage(self.log.objectives[stage - 1])
@@ -405,6 +441,11 @@ class CascadeTrainer:
         checkpoint = base.latest()
         if checkpoint is not None:
             self.state.inherit(checkpoint)
+        if (base.directory / CLUSTERS).is_dir():
+            # Items met before keep their codes.
+            key = cluster_key(self.log, self._cluster_settings, self.config.seed)
+            before = SemanticClusters.load(base.directory / CLUSTERS)
+            before.refreshed(self.log, key).save(self._cluster_folder)
 
     def resume(self) -> bool:
         """Loads the newest intact checkpoint; returns whether there is one."""

@@ -24,7 +24,9 @@ from tfcsmf.data.inputs import (
 from tfcsmf.data.prepared import Csr, Examples, PreparedLog
 from tfcsmf.data.query_rows import TargetChooser, group_examples
 from tfcsmf.data.rows import NUM_RESERVED
+from tfcsmf.losses.chunked_softmax import EXCLUDED
 from tfcsmf.negatives import mixed_probability, sampling_probability
+from tfcsmf.negatives.sampler import NegativeSampler, OwnDraws, PoolSampler
 
 Batch = dict[str, Any]
 Inputs = Mapping[str, Any]
@@ -50,6 +52,8 @@ class BatchSettings:
       visible_share: see `TargetChooser`.
       whole_catalogue: of a catalogue of at most this many items all that are
         trained are candidates of every batch, and no negatives are sampled.
+      sampler: where negatives come from, whatever the size of the catalogue. `None`
+        is what the other settings say.
     """
 
     batch_size: int
@@ -61,6 +65,7 @@ class BatchSettings:
     target_share: float = 0.5
     visible_share: float = 0.0
     whole_catalogue: int = 0
+    sampler: NegativeSampler | None = None
 
 
 class StageBatches:
@@ -75,6 +80,14 @@ class StageBatches:
       user, which are no negatives;
     - `counts`: float32 [columns], how many draws a candidate stands for; not given
       where all count the same;
+    - `draws`: float32 scalar, all draws of negatives; only where positives of other
+      rows are none;
+    - `own`: only with negatives of single positives. `columns` int32 [n, m]; `added`
+      float32 [n, m], the correction of their logits; `mix` float32 [n, v];
+    - `pool`: int32 scalar, with `own`: the candidates from this one on are own
+      negatives and nothing else. `counts` ends there;
+    - `known`: int32 [rows], number of the row's list of known positives; only where
+      candidates of earlier batches are kept;
     - `seed`: int [2], of dropout.
 
     Args:
@@ -87,6 +100,8 @@ class StageBatches:
 
     Attributes:
       rows: the examples by query.
+      sampler: draws the negatives; not used with a whole catalogue.
+      known: lists of known positives, see `known_lists`.
       has_whole_catalogue: see `BatchSettings.whole_catalogue`.
       probability: float32 [C], the chance that one draw of a negative is each
         candidate: the mixture of all sources. None where nothing is drawn.
@@ -109,7 +124,13 @@ class StageBatches:
         self.num_users = log.users.size
         # Items nobody met in training would be negatives and nothing else.
         self._trained = max(log.items.trained, int(self.rows.items.max()) + 1)
-        self.has_whole_catalogue = self._trained <= settings.whole_catalogue
+        sampled = settings.sampler is not None
+        self.has_whole_catalogue = (
+            not sampled and self._trained <= settings.whole_catalogue
+        )
+        self.sampler = settings.sampler or PoolSampler(
+            settings.uniform_negatives, self.num_items
+        )
         self._queries = QueryInputs(
             log.users,
             log.train_histories,
@@ -127,7 +148,11 @@ class StageBatches:
         self._users = tf.constant(self.rows.users)
         self._labels = tf.constant(self.rows.labels)
         self._history_end = tf.constant(self.rows.history_end)
-        self._known = known_lists(log.known[objective])
+        self.known = known_lists(log.known[objective])
+        self._known_keys: tf.Tensor | None = None
+        if self.sampler.own_draws:
+            keys = _keys(log.known[objective], self.num_items)
+            self._known_keys = tf.constant(keys)
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
         self.probability = None if self.has_whole_catalogue else self._probability()
@@ -135,12 +160,12 @@ class StageBatches:
     def _probability(self) -> np.ndarray:
         # A row's own positives are not among its negatives.
         per_row = self.rows.expected_targets(self.settings.target_share)
-        others = per_row * (self.batch_size - 1)
-        if others + self.settings.uniform_negatives + self.hard_negatives == 0:
+        others = per_row * (self.batch_size - 1) * self.sampler.in_batch
+        if others + self.sampler.shared_draws + self.hard_negatives == 0:
             others = 1  # one row and nothing drawn: any distribution will do
         parts = [
             (others, sampling_probability(self.rows.items, self.num_items)),
-            (self.settings.uniform_negatives, None),
+            (self.sampler.shared_draws, self.sampler.distribution),
         ]
         if self._hard is not None:
             hard = sampling_probability(self._hard, self.num_items)
@@ -214,24 +239,46 @@ class StageBatches:
         owners, targets, hidden = self._targets(
             rows, self.num_items, stateless(_TARGETS)
         )
-        columns, items, counts = self._columns(targets, stateless)
-        query = self._queries(users, tf.gather(self._history_end, rows), hidden.keeps)
-        candidate = self._candidates(items)
         # One list of known positives per label and user.
         known = tf.gather(self._labels, rows) * self.num_users + users
-        batch = {
-            **row_blocks(query, candidate),
+        columns, items, more = self._columns(
+            targets, tf.gather(known, owners), stateless
+        )
+        pool = items[: more["pool"]] if "pool" in more else items
+        query = self._queries(users, tf.gather(self._history_end, rows), hidden.keeps)
+        excluded = known_pairs(*self.known, known, pool)
+        if not self.has_whole_catalogue:
+            apart = self.sampler.kept_apart(targets, pool)
+            if apart is not None:
+                excluded = _joined(excluded, owners, apart)
+            if self.sampler.memory:
+                more["known"] = known
+        return {
+            **row_blocks(query, self._candidates(items)),
             "items": items,
             "positives": tf.stack([tf.cast(owners, tf.int32), columns], axis=1),
-            "excluded_pairs": known_pairs(*self._known, known, items),
+            "excluded_pairs": excluded,
             "seed": stateless(_DROPOUT),
+            **more,
         }
-        return batch if counts is None else {**batch, "counts": counts}
 
     def _columns(
-        self, targets: tf.Tensor, stateless: Callable[[int], tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Returns the targets' columns [n], the items [columns] and their counts."""
+        self,
+        targets: tf.Tensor,
+        known: tf.Tensor,
+        stateless: Callable[[int], tf.Tensor],
+    ) -> tuple[tf.Tensor, tf.Tensor, Batch]:
+        """Chooses the candidates of a batch.
+
+        Args:
+          targets: int32 [n], items of the positives.
+          known: int32 [n], number of each one's list of known positives.
+          stateless: gives the seed of a purpose.
+
+        Returns:
+          The targets' columns [n], the items [columns], and what the batch says of
+          how they were drawn.
+        """
         hard = None
         if self._hard is not None:
             draws = tf.random.stateless_uniform(
@@ -249,21 +296,42 @@ class StageBatches:
                 counts = tf.tensor_scatter_nd_add(
                     ones, hard[:, tf.newaxis], tf.ones_like(hard, tf.float32)
                 )
-            return targets, tf.range(self._trained), counts
-        pools = [targets]
-        if self.settings.uniform_negatives:
-            pools.append(
-                tf.random.stateless_uniform(
-                    [self.settings.uniform_negatives],
-                    stateless(_UNIFORM),
-                    maxval=self.num_items,
-                    dtype=tf.int32,
-                )
-            )
-        if hard is not None:
-            pools.append(hard)
+            more = {} if counts is None else {"counts": counts}
+            return targets, tf.range(self._trained), more
+        drawn = self.sampler.draw(targets, stateless(_UNIFORM))
+        pools = [part for part in (targets, drawn.shared, hard) if part is not None]
         items, columns, counts = tf.unique_with_counts(tf.concat(pools, axis=0))
-        return columns[: tf.size(targets)], items, tf.cast(counts, tf.float32)
+        counts, columns = tf.cast(counts, tf.float32), columns[: tf.size(targets)]
+        more = {"counts": counts}
+        if not self.sampler.in_batch:
+            drawn_ones = tf.fill(tf.shape(targets), -1.0)
+            counts = tf.tensor_scatter_nd_add(counts, columns[:, None], drawn_ones)
+            more |= {"counts": counts, "draws": tf.maximum(tf.reduce_sum(counts), 1.0)}
+        if drawn.own is not None:
+            more["pool"] = tf.size(items)
+            items, more["own"] = self._own(drawn.own, targets, known, items)
+        return columns, items, more
+
+    def _own(
+        self, own: OwnDraws, targets: tf.Tensor, known: tf.Tensor, items: tf.Tensor
+    ) -> tuple[tf.Tensor, Batch]:
+        """Adds the negatives of single positives to the items of a batch."""
+        keys = tf.cast(known, tf.int64)[:, tf.newaxis] * self.num_items
+        keys += tf.cast(own.items, tf.int64)
+        place = tf.searchsorted(self._known_keys, tf.reshape(keys, [-1]))
+        found = tf.reshape(tf.gather(self._known_keys, place), tf.shape(keys))
+        mask = own.mask & tf.not_equal(found, keys)
+        # What is left out costs no candidate of its own.
+        kept = tf.where(mask, own.items, targets[:, tf.newaxis])
+        pool = tf.concat([items, tf.reshape(kept, [-1])], axis=0)
+        items, columns = tf.unique(pool)
+        columns = columns[tf.size(pool) - tf.size(kept) :]
+        added = tf.where(mask, -own.log_counts, EXCLUDED)
+        return items, {
+            "columns": tf.reshape(columns, tf.shape(kept)),
+            "added": tf.ensure_shape(added, [None, own.items.shape[1]]),
+            "mix": own.mix,
+        }
 
 
 def row_blocks(query: Inputs, candidate: Inputs) -> Batch:
@@ -347,6 +415,25 @@ def known_pairs(
     hits, columns = flat_ranges(first, last - first)
     rows = tf.cast(tf.gather(owners, hits), tf.int32)
     return tf.stack([rows, tf.gather(order, columns)], axis=1)
+
+
+def _keys(known: Csr, num_items: int) -> np.ndarray:
+    """Returns `list * num_items + item` of all lists, int64, with a last one."""
+    lists = np.repeat(np.arange(len(known.offsets) - 1), np.diff(known.offsets))
+    return np.append(lists * num_items + known.items, np.iinfo(np.int64).max)
+
+
+def _joined(pairs: tf.Tensor, owners: tf.Tensor, apart: tf.Tensor) -> tf.Tensor:
+    """Adds (positive, column) pairs to (row, column) pairs, both sorted.
+
+    Args:
+      pairs: int32 [m, 2].
+      owners: int64 [n], the row of every positive.
+      apart: int32 [k, 2].
+    """
+    rows = tf.cast(tf.gather(owners, apart[:, 0]), tf.int32)
+    both = tf.concat([pairs, tf.stack([rows, apart[:, 1]], axis=1)], axis=0)
+    return tf.gather(both, tf.argsort(both[:, 0], stable=True))
 
 
 def _hard_pool(log: PreparedLog, level: int) -> np.ndarray | None:

@@ -1,0 +1,192 @@
+"""The loss of a batch, whatever its negatives are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfcsmf.losses import SampledSoftmax, adaptive_margin
+from tfcsmf.losses.chunked_softmax import EXCLUDED
+from tfcsmf.losses.own_negatives import own_negatives, take_rows
+from tfcsmf.negatives.memory import CandidateMemory
+
+
+@dataclass(frozen=True)
+class StageNegatives:
+    """What a stage's loss has to know of its negatives.
+
+    Attributes:
+      pairs: see `NegativeSampler.pairs`.
+      stop_positive: see `own_negatives`.
+      virtual_weight: see `own_negatives`.
+      memory: candidates of earlier batches.
+    """
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    stop_positive: bool = True
+    virtual_weight: float = 1.0
+    memory: CandidateMemory | None = None
+
+
+class UpstreamMargin:
+    """The margins (AML) of a batch by the scores of the stage before.
+
+    The positive that margins refer to is, in a row of several, their mean.
+
+    Args:
+      settings: `form`, `strength` and `maximum` of `adaptive_margin`.
+      upstream: float [rows, d], queries of the stage before, by temperature.
+      frozen: float [columns, d], the candidates on earlier blocks.
+      positives: int32 [n, 2] of (row, column), sorted.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        upstream: tf.Tensor,
+        frozen: tf.Tensor,
+        positives: tf.Tensor,
+    ) -> None:
+        self._settings = settings
+        self._upstream = tf.stop_gradient(upstream)
+        self._frozen = frozen
+        rows, columns = tf.unstack(positives, axis=1)
+        # The mean of scores is the score of the mean.
+        self._mean = tf.math.segment_mean(tf.gather(frozen, columns), rows)
+
+    def __call__(
+        self, candidates: tf.Tensor, start: tf.Tensor, stop: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the margins of rows [start, stop) against frozen candidates."""
+        part = self._upstream[start:stop]
+        reference = tf.reduce_sum(part * self._mean[start:stop], axis=1)
+        scores = tf.matmul(part, candidates, transpose_b=True)
+        return adaptive_margin(scores, **self._settings, positives=reference)
+
+    def own(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        """Returns the margins of rows [n] and their own columns [n, m]."""
+        part = tf.gather(self._upstream, rows)
+        reference = tf.reduce_sum(part * tf.gather(self._mean, rows), axis=1)
+        scores = tf.linalg.matvec(tf.gather(self._frozen, columns), part)
+        return adaptive_margin(scores, **self._settings, positives=reference)
+
+
+def batch_loss(
+    task: SampledSoftmax,
+    batch: Mapping[str, Any],
+    query: tf.Tensor,
+    candidate: tf.Tensor,
+    negatives: StageNegatives,
+    *,
+    probability: tf.Tensor | None,
+    normalized: bool,
+    frozen_candidates: tf.Tensor | None = None,
+    margin: UpstreamMargin | None = None,
+    sample_weight: tf.Tensor | None = None,
+    training: bool = False,
+) -> tf.Tensor:
+    """Returns the mean softmax loss of the positives of a batch.
+
+    Args:
+      task: the softmax.
+      batch: of `tfcsmf.data.batches.StageBatches`.
+      query: float [rows, d].
+      candidate: float [columns, d].
+      negatives: what the batch does not say of them.
+      probability: float [C], see `StageBatches.probability`; `None` corrects nothing.
+      normalized: scores are products of vectors of bounded length.
+      frozen_candidates: float [C, d], what margins score; needed with both a memory
+        and a margin.
+      margin: of the stage before.
+      sample_weight: float [n].
+      training: candidates are remembered.
+    """
+    positives, items, extra = batch["positives"], batch["items"], None
+    pool, counts = candidate, batch.get("counts")
+    excluded, draws = batch["excluded_pairs"], batch.get("draws")
+    if "own" in batch:
+        scaled = query if task.temperature is None else query / task.temperature
+        extra = _own(
+            batch,
+            scaled,
+            candidate,
+            negatives,
+            corrected=probability is not None,
+            normalized=normalized,
+            margin=margin,
+        )
+        items, pool = items[: batch["pool"]], candidate[: batch["pool"]]
+    memory = negatives.memory
+    if memory is not None:
+        columns = tf.size(items)
+        if counts is None:
+            counts = tf.ones([columns])
+        pool = tf.concat([pool, tf.identity(memory.vectors)], axis=0)
+        counts = tf.concat([counts, memory.counts()], axis=0)
+        items = tf.concat([items, memory.positions()], axis=0)
+        kept = memory.excluded_pairs(batch["known"]) + tf.stack([0, columns])
+        excluded = tf.concat([excluded, kept], axis=0)
+        order = tf.argsort(excluded[:, 0], stable=True)
+        excluded = tf.gather(excluded, order)
+    margin_of = None
+    if margin is not None and frozen_candidates is not None:
+        frozen = tf.gather(frozen_candidates, items)
+
+        def margin_of(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+            return margin(frozen, start, stop)
+
+    loss = task(
+        query,
+        pool,
+        sample_weight=sample_weight,
+        candidate_sampling_probability=(
+            None if probability is None else tf.gather(probability, items)
+        ),
+        positives=positives,
+        candidate_counts=counts,
+        margin=margin_of,
+        excluded_pairs=excluded,
+        compute_metrics=False,
+        compute_batch_metrics=False,
+        draws=draws,
+        extra=extra,
+    )
+    if memory is not None and training:
+        columns = positives[:, 1]
+        memory.push(tf.gather(candidate, columns), tf.gather(items, columns))
+    return loss / tf.cast(tf.shape(positives)[0], loss.dtype)
+
+
+def _own(
+    batch: Mapping[str, Any],
+    query: tf.Tensor,
+    candidate: tf.Tensor,
+    negatives: StageNegatives,
+    *,
+    corrected: bool,
+    normalized: bool,
+    margin: UpstreamMargin | None,
+) -> tf.Tensor:
+    """Returns what the positives' own negatives add, float [n], as a logarithm."""
+    own = batch["own"]
+    rows, columns = tf.unstack(batch["positives"], axis=1)
+    added = own["added"]
+    if not corrected:
+        # Without a correction every draw counts once.
+        added = tf.where(added > EXCLUDED / 2, 0.0, EXCLUDED)
+    if margin is not None:
+        added += margin.own(rows, own["columns"])
+    return own_negatives(
+        take_rows(query, rows),
+        take_rows(candidate, columns),
+        take_rows(candidate, own["columns"]),
+        added,
+        negatives.pairs,
+        own["mix"],
+        normalized,
+        negatives.stop_positive,
+        negatives.virtual_weight,
+    )
