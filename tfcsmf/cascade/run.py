@@ -23,6 +23,7 @@ from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.data.schema import save_schema
 from tfcsmf.errors import CapacityError, CheckpointError, ConfigError
 from tfcsmf.evaluation.report import write_report
+from tfcsmf.negatives.diagnostics import describe_clusters
 from tfcsmf.retrieval.calibration import objective_scales
 from tfcsmf.retrieval.export import export_cascade
 from tfcsmf.towers import FREE
@@ -182,6 +183,9 @@ def _train_and_publish(
         "data": log.summary,
         "scales": dict(zip(log.objectives, map(float, scales), strict=True)),
     }
+    clusters = trainer.clusters
+    if clusters is not None:
+        metrics["clusters"] = describe_clusters(clusters, log.items)
     exported = export_cascade(
         model, log, config, scales, folder.serving, candidates=candidates
     )
@@ -193,6 +197,7 @@ def _train_and_publish(
         history=progress.curves,
         capacity=assessment.capacity_shares(model, log),
         tradeoff=assessment.tradeoff(trainer.encoder, candidates, scales, config),
+        clusters=None if clusters is None else (clusters.places, clusters.first),
         settings=config.to_dict(),
         title="CSMF cascade: " + " > ".join(log.objectives),
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from tfcsmf.evaluation import figures
+from tfcsmf.evaluation.cluster_map import cluster_map
 from tfcsmf.evaluation.metrics import METRICS
 from tfcsmf.evaluation.tables import (
     cell,
@@ -32,6 +34,7 @@ def write_report(
     history: Mapping[str, Any] | None = None,
     capacity: Mapping[str, Mapping[str, float]] | None = None,
     tradeoff: Mapping[str, Any] | None = None,
+    clusters: tuple[np.ndarray, np.ndarray] | None = None,
     settings: Mapping[str, Any] | None = None,
     title: str = "tfcsmf run",
 ) -> Path:
@@ -43,10 +46,12 @@ def write_report(
     Args:
       directory: output folder of the run; `report/` is created in it.
       metrics: contents of `metrics.json`: `objectives`, `protocols`, and where
-        known `stages`, `model`, `frozen_max_abs_change` and `baselines`.
+        known `stages`, `model`, `frozen_max_abs_change`, `baselines` and `clusters`
+        (`tfcsmf.negatives.diagnostics`).
       history: `{stage: {"phases": [...]}}`, see `figures.learning_curves`.
       capacity: `{layer: {owner: share}}`, see `figures.capacity`.
       tradeoff: see `figures.tradeoff_curve`; leave it out with one objective.
+      clusters: places and clusters of the catalogue, see `cluster_map`.
       settings: nested settings to list, such as `Config.to_dict()`.
       title: heading of the page.
 
@@ -57,6 +62,12 @@ def write_report(
     capacity, tradeoff = plain(capacity or {}), plain(tradeoff or {})
     folder = Path(directory) / "report"
     drawn = _write_figures(folder, metrics, history, capacity, tradeoff, settings or {})
+    if clusters is not None:
+        drawn.append("clusters")
+        for theme in figures.THEMES:
+            suffix = "" if theme == "light" else f"_{theme}"
+            image = cluster_map(*clusters, theme)
+            write_atomic(folder / f"clusters{suffix}.png", image)
     page = _page(metrics, capacity, tradeoff, settings or {}, drawn, title)
     write_atomic(folder / "index.html", page)
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
