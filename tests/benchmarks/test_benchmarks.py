@@ -28,6 +28,7 @@ SMALLER = {
         *("--no-memory", "--requests", "3", "--data", "clustered"),
         *("--systems", "exact", "ivf", "TFRS BruteForce"),  # not ScaNN: as above
     ],
+    "negatives": ["--no-memory", "--steps", "1", "--repeats", "1"],
     "preparation": ["--rows", "5000"],
     # One process; its server and clients are tested in processes of their own by hand.
     "serving": ["--no-memory", "--requests", "3", "--seconds", "0.5"],
