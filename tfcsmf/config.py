@@ -136,8 +136,10 @@ class TowersConfig(Section):
     # features have to answer: ids of users learn their events by heart. A user never
     # seen before gets a trained answer.
     query_id_dropout: Share = 0.95
-    # The same for candidates; used only where candidates have features.
-    candidate_id_dropout: Share = 0.05
+    # Where candidates have features: an item that was met n times in training has its
+    # id replaced with probability c / (c + n), c being this, so that features answer
+    # for what is rarely met, and for what nobody has met yet. 0 never does.
+    candidate_id_prior: NonNegativeFloat = 8.0
     # Share of the events of every history left out in training, anew in every step.
     history_dropout: Share = 0.0
     dropout: Share = 0.0

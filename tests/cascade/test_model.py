@@ -9,9 +9,10 @@ import tensorflow_recommenders as tfrs
 
 from tfcsmf.cascade import capacity
 from tfcsmf.cascade.capacity import Shares
-from tfcsmf.cascade.model import CSMF, feature_specs
+from tfcsmf.cascade.model import CSMF, feature_specs, hidden_ids
 from tfcsmf.cascade.pruning import CumulativePercentile
 from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.losses import adaptive_margin
 from tfcsmf.towers import FREE
 
@@ -60,9 +61,11 @@ def test_parameters_are_those_of_a_plain_two_tower_model(build, tiny_log):
             4 * (table.features[e.name].shape[1] if e.kind == "vector" else e.num_rows)
             for e in table.encoders
         )
-        width = 6 + 4 * len(table.encoders) + 6 * histories
+        width = 6 + 4 * len(table.encoders) + of_history * histories
         return table.num_rows * 6 + encoded + (width + 1) * 10 + (10 + width) * 8
 
+    # A history has the ids and the features of its items.
+    of_history = 6 + 4 * len(items.encoders)
     expected = tower(users, 3) + tower(items, 0)
     assert model.num_parameters == expected
     trainable = model.trainable_variables
@@ -336,7 +339,7 @@ def test_dropout_in_training_only_and_by_the_seed_of_the_batch(build, batch):
 
 
 def test_is_a_tfrs_model_that_fits_with_a_stock_optimizer(build, tiny_log):
-    model = build("towers.query_id_dropout=0", "towers.candidate_id_dropout=0")
+    model = build("towers.query_id_dropout=0", "towers.candidate_id_prior=0")
     assert isinstance(model, tfrs.Model) and isinstance(model, CSMF)
     batches = StageBatches(tiny_log, "exposure", SETTINGS)
     model.sampling_probability = tf.constant(batches.probability)
@@ -362,11 +365,25 @@ def test_the_seed_decides_the_initial_parameters(build):
         assert a.role == "bias" or (a.variable.numpy() != c.variable.numpy()).any()
 
 
-def test_initial_tables_are_small_and_that_of_query_ids_is_smaller(build):
+def test_initial_tables_of_ids_are_small(build):
     model = build()
-    for tower, scale in ((model.query_tower, 0.015), (model.candidate_tower, 0.05)):
+    # Items have features here, beside which their ids are smaller.
+    for tower, scale in ((model.query_tower, 0.015), (model.candidate_tower, 0.01)):
         # About 60 x 6 and 40 x 6 entries.
         assert tower.id_table.table.numpy().std() == pytest.approx(scale, rel=0.2)
+
+
+def test_ids_of_rare_items_are_hidden_more_often(tiny_log):
+    chances = hidden_ids(tiny_log, prior=8.0)
+    counts = np.zeros(tiny_log.items.num_rows)
+    for examples in tiny_log.train.values():
+        for item in examples.pairs.items:
+            counts[item + NUM_RESERVED] += 1
+    trained = slice(NUM_RESERVED, None)
+    expected = 8 / (8 + counts[trained])
+    np.testing.assert_allclose(chances[trained], expected, rtol=1e-6)
+    assert not chances[:NUM_RESERVED].any() and len(set(counts)) > 2
+    assert not hidden_ids(tiny_log, prior=0.0).any()
 
 
 @pytest.mark.parametrize("ending", ["checkpoint", "weights", "weights.h5"])

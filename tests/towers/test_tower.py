@@ -260,6 +260,26 @@ def test_id_dropout_replaces_the_stated_share_of_ids_by_unknown():
     assert unknown.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 4000))
 
 
+def test_ids_are_hidden_as_often_as_their_rows_say():
+    chances = np.linspace(0.0, 0.9, 10)
+    tower = make_tower(features=(), id_hidden=chances)
+    table = tower.id_table.table.numpy()
+    ids = tf.constant(np.repeat([3, 8], 4000), tf.int32)
+    plain = tower.encode({"item_id": ids}, seed=tf.constant([7, 7])).numpy()
+    for row, part in ((3, plain[:4000]), (8, plain[4000:])):
+        unknown = (part == table[UNKNOWN]).all(axis=1)
+        assert (unknown | (part == table[row]).all(axis=1)).all()
+        chance = chances[row]
+        spread = np.sqrt(chance * (1 - chance) / 4000)
+        assert unknown.mean() == pytest.approx(chance, abs=4 * spread)
+    # Ids that are numbers in a block mean its rows.
+    rows = tf.constant([0, 1, 2, 8, 3])
+    blocks = {"item_id": tower.id_table.block(rows)}
+    local = tf.constant(np.repeat([4, 3], 4000), tf.int32)
+    blocked = tower.encode({"item_id": local}, None, tf.constant([7, 7]), blocks)
+    np.testing.assert_array_equal(blocked, plain)
+
+
 def test_config_round_trip():
     tower = make_tower(
         activation="tanh",

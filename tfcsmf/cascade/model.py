@@ -303,7 +303,7 @@ def build_towers(
         log.items.num_rows,
         features,
         # Without features an unknown candidate has nothing to be known by.
-        id_dropout=towers.candidate_id_dropout if features else 0.0,
+        id_hidden=hidden_ids(log, towers.candidate_id_prior) if features else None,
         id_scale=FEATURED_SCALE if features else CANDIDATE_SCALE,
         is_item=True,
         name="candidate",
@@ -361,6 +361,25 @@ def build_sequence(
         timed,
         name="sequence",
     )
+
+
+def hidden_ids(log: PreparedLog, prior: float) -> np.ndarray:
+    """Returns the chance that training hides an item's id, float32 [rows].
+
+    Our choice, like the weight of a prior of so many events: `prior / (prior + n)`
+    for an item with n training events of all objectives.
+
+    Args:
+      log: gives the training events.
+      prior: >= 0; 0 hides none.
+    """
+    counts = np.zeros(log.items.num_rows)
+    for examples in log.train.values():
+        met = examples.pairs.items[examples.pairs.items < log.items.trained]
+        counts += np.bincount(met + NUM_RESERVED, minlength=len(counts))
+    chances = prior / np.maximum(prior + counts, 1e-9)
+    chances[:NUM_RESERVED] = 0.0
+    return chances.astype(np.float32)
 
 
 def build_loss(config: Config) -> SampledSoftmax:

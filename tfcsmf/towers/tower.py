@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING, UNKNOWN
@@ -68,6 +69,7 @@ class Tower(tf.keras.layers.Layer):
       activation: of the hidden layers.
       ownership: of all tables; see `MaskedEmbedding`.
       id_dropout: probability that training sees `UNKNOWN` for the id.
+      id_hidden: the same by row of the id table, float [num_ids], instead.
       dropout: rate on the input of every dense layer in training.
       histories: keys of history inputs: rows of `history_table`, ragged or padded
         int [batch, length]. One that is not given is empty.
@@ -104,6 +106,7 @@ class Tower(tf.keras.layers.Layer):
         activation: str = "relu",
         ownership: Any = "entries",
         id_dropout: float = 0.0,
+        id_hidden: np.ndarray | None = None,
         dropout: float = 0.0,
         histories: Sequence[str] = (),
         history_dropout: float = 0.0,
@@ -128,6 +131,9 @@ class Tower(tf.keras.layers.Layer):
         )
         self.dimension = dimension
         self.id_dropout = id_dropout
+        # Data, and no part of the saved configuration.
+        chances = None if id_hidden is None else tf.constant(id_hidden, tf.float32)
+        self._id_hidden: Callable[[], tf.Tensor | None] = lambda: chances
         self.dropout = dropout
         self.histories = tuple(histories)
         self.history_dropout = history_dropout
@@ -286,9 +292,8 @@ class Tower(tf.keras.layers.Layer):
     ) -> tf.Tensor:
         """Returns what the dense layers see, float [batch, input_width]."""
         ids = inputs[self.id_name]
-        if seed is not None and self.id_dropout:
-            drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
-            ids = tf.where(drawn < self.id_dropout, UNKNOWN, ids)
+        if seed is not None:
+            ids = self._hidden_ids(ids, seed, blocks)
         parts = [self.id_table(ids, stage, blocks.get(self.id_name))]
         parts += self.encode_features(inputs, stage)
         lists = self._lists(inputs, seed)
@@ -299,6 +304,20 @@ class Tower(tf.keras.layers.Layer):
         elif self.sequence is not None:
             parts.append(tf.zeros([tf.shape(ids)[0], self.sequence.width]))
         return tf.concat(parts, axis=1)
+
+    def _hidden_ids(
+        self, ids: tf.Tensor, seed: tf.Tensor, blocks: Blocks
+    ) -> tf.Tensor:
+        """Returns ids in training: some are `UNKNOWN`."""
+        chance, by_row = self.id_dropout, self._id_hidden()
+        if by_row is not None:
+            block = blocks.get(self.id_name)
+            rows = ids if block is None else tf.gather(block.rows, ids)
+            chance = tf.gather(by_row, rows)
+        elif not chance:
+            return ids
+        drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
+        return tf.where(drawn < chance, UNKNOWN, ids)
 
     def encode_features(
         self, inputs: Mapping[str, tf.Tensor], stage: int | None = None
@@ -372,7 +391,7 @@ class Tower(tf.keras.layers.Layer):
         return parameters
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments, without the shared layers."""
+        """Returns the constructor arguments, without shared layers and data."""
         return (
             super().get_config()
             | self._settings
