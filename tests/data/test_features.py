@@ -75,16 +75,41 @@ def test_multi(series):
 @pytest.mark.parametrize(
     "series",
     [
-        pl.Series([[1.0, 2.0], None, [3.0, NAN]]),
-        pl.Series([[1.0, 2.0], None, [3.0, NAN]], dtype=pl.Array(pl.Float32, 2)),
-        pl.Series(["[1, 2]", None, "3|nan"]),
+        pl.Series([[1.0, 2.0], None, [3.0, NAN], [3.0, -2.0]]),
+        pl.Series(
+            [[1.0, 2.0], None, [3.0, NAN], [3.0, -2.0]], dtype=pl.Array(pl.Float32, 2)
+        ),
+        pl.Series(["[1, 2]", None, "3|nan", "3,-2"]),
     ],
 )
 def test_vector(series):
     encoder = fit("f", "vector", series)
     assert encoder.width == 2 and encoder.num_rows == 0
-    expected = [[1, 2, 0], [0, 0, 1], [0, 0, 1]]
-    assert encoder.encode(series).tolist() == expected
+    # Around (2, 0) they are (-1, 2) and (1, -2), of length sqrt(5).
+    near, far = 1 / np.sqrt(5), 2 / np.sqrt(5)
+    expected = [[-near, far, 0], [0, 0, 1], [0, 0, 1], [near, -far, 0]]
+    np.testing.assert_allclose(encoder.encode(series), expected, rtol=1e-6)
+
+
+def test_vectors_are_centred_and_of_mean_square_length_one():
+    rng = np.random.default_rng(0)
+    vectors = (5.0 + rng.normal(size=(50, 4)) * [1, 2, 3, 4]).astype(np.float32)
+    encoder = fit("f", "vector", pl.Series(vectors))
+    encoded = encoder.encode(pl.Series(vectors))[:, :-1]
+    np.testing.assert_allclose(encoded.mean(axis=0), 0, atol=1e-6)
+    assert np.square(encoded).sum(axis=1).mean() == pytest.approx(1, rel=1e-5)
+    again = FeatureEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
+    np.testing.assert_array_equal(again.encode(pl.Series(vectors))[:, :-1], encoded)
+
+
+def test_equal_vectors_and_encoders_of_earlier_versions():
+    same = pl.Series([[1.0, 2.0], [1.0, 2.0]])
+    encoder = fit("f", "vector", same)
+    assert not encoder.encode(same).any()
+    state = encoder.to_dict()
+    del state["centre"], state["factor"]
+    old = FeatureEncoder.from_dict(state)
+    assert old.encode(same).tolist() == [[1, 2, 0], [1, 2, 0]]
 
 
 @pytest.mark.parametrize(

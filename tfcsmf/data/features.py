@@ -37,6 +37,9 @@ class FeatureEncoder:
         has the row `vocabulary.index(v) + NUM_RESERVED`.
       boundaries: ascending lower ends of the buckets after the first.
       width: length of the vectors.
+      centre: mean of the vectors that are there, which encoding subtracts. Vectors of
+        one network have much in common, which would drown what tells them apart.
+      factor: encoding multiplies by it, for a mean square length of 1.
       max_values: columns of an encoded "multi" feature.
 
     Example:
@@ -52,6 +55,8 @@ class FeatureEncoder:
     vocabulary: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
     width: int = 0
+    centre: tuple[float, ...] = ()
+    factor: float = 1.0
     max_values: int = 0
     _lookup: list[Any] = field(
         default_factory=list, init=False, repr=False, compare=False
@@ -109,7 +114,9 @@ class FeatureEncoder:
                 max_values=int(np.clip(lengths.max(), 1, max_values)),
             )
         if kind == "vector":
-            return cls(name, kind, width=as_vectors(series).shape[1])
+            vectors = as_vectors(series)
+            centre, factor = _moments(vectors)
+            return cls(name, kind, width=vectors.shape[1], centre=centre, factor=factor)
         return cls(name, kind)
 
     @property
@@ -127,8 +134,8 @@ class FeatureEncoder:
         Returns:
           categorical and numeric: rows, int32 [n]; multi: rows, int32
           [n, max_values], padded with `PADDING`, `[MISSING, PADDING, ..]` where
-          there is no value; vector: float32 [n, width + 1], whose last column
-          is 1 where the vector is missing (the others are then 0).
+          there is no value; vector: float32 [n, width + 1], centred and scaled; the
+          last column is 1 where the vector is missing (the others are then 0).
 
         Raises:
           DataError: if the column's type or values do not fit the kind.
@@ -147,6 +154,7 @@ class FeatureEncoder:
             return self._encode_multi(series)
         vectors = as_vectors(series, self.width)
         missing = ~np.isfinite(vectors).all(axis=1, keepdims=True)
+        vectors = (vectors - self._centre()) * np.float32(self.factor)
         vectors = np.where(missing, np.float32(0), vectors)
         return np.concatenate([vectors, missing.astype(np.float32)], axis=1)
 
@@ -172,7 +180,9 @@ class FeatureEncoder:
         if self.kind == "multi":
             return self._multi_tensor(raw)
         missing = tf.reduce_any(~tf.math.is_finite(raw), axis=1, keepdims=True)
-        vectors = tf.where(missing, tf.zeros_like(raw), raw)
+        # As `encode` does it, so that the results are the same to the bit.
+        vectors = (raw - tf.constant(self._centre())) * np.float32(self.factor)
+        vectors = tf.where(missing, tf.zeros_like(raw), vectors)
         return tf.concat([vectors, tf.cast(missing, tf.float32)], axis=1)
 
     def build_lookup(self) -> tf.lookup.StaticHashTable | None:
@@ -210,6 +220,8 @@ class FeatureEncoder:
             "vocabulary": list(self.vocabulary),
             "boundaries": list(self.boundaries),
             "width": self.width,
+            "centre": list(self.centre),
+            "factor": self.factor,
             "max_values": self.max_values,
         }
 
@@ -222,8 +234,14 @@ class FeatureEncoder:
             vocabulary=tuple(state["vocabulary"]),
             boundaries=tuple(state["boundaries"]),
             width=state["width"],
+            # Encoders of earlier versions left vectors as they were.
+            centre=tuple(state.get("centre", ())),
+            factor=state.get("factor", 1.0),
             max_values=state["max_values"],
         )
+
+    def _centre(self) -> np.ndarray:
+        return np.asarray(self.centre or np.zeros(self.width), np.float32)
 
     def _rows(self, text: pl.Series) -> np.ndarray:
         """Looks values up in the vocabulary, int32 [n]."""
@@ -291,3 +309,14 @@ def _boundaries(numbers: np.ndarray, buckets: int) -> tuple[float, ...]:
         bounds = np.unique(np.quantile(finite, shares, method="inverted_cdf"))
     # The first bucket starts below every value.
     return tuple(float(bound) for bound in bounds if bound > distinct[0])
+
+
+def _moments(vectors: np.ndarray) -> tuple[tuple[float, ...], float]:
+    """Returns the mean of the finite vectors, and one over their spread around it."""
+    known = vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64)
+    if not len(known):
+        return (), 1.0
+    centre = known.mean(axis=0).astype(np.float32)
+    square = float(np.square(known - centre).sum(axis=1).mean())
+    factor = 1.0 / np.sqrt(square) if square > 1e-12 else 1.0
+    return tuple(map(float, centre)), float(np.float32(factor))

@@ -305,9 +305,7 @@ class Tower(tf.keras.layers.Layer):
             parts.append(tf.zeros([tf.shape(ids)[0], self.sequence.width]))
         return tf.concat(parts, axis=1)
 
-    def _hidden_ids(
-        self, ids: tf.Tensor, seed: tf.Tensor, blocks: Blocks
-    ) -> tf.Tensor:
+    def _hidden_ids(self, ids: tf.Tensor, seed: tf.Tensor, blocks: Blocks) -> tf.Tensor:
         """Returns ids in training: some are `UNKNOWN`."""
         chance, by_row = self.id_dropout, self._id_hidden()
         if by_row is not None:
