@@ -274,7 +274,8 @@ class ServingModel(tf.Module):
 
         Query inputs are `user_id` string [B], `history_<event>` string [B, any],
         oldest first, padded with "" anywhere, of which the last known items
-        count, and the user features: categorical string [B], numeric float [B],
+        count, where the model needs them their times, int64 [B, any] (`Served`), and
+        the user features: categorical string [B], numeric float [B],
         multi string [B, any], vector float [B, width]. Names that are no identifiers
         are changed by `argument_names`.
         """
