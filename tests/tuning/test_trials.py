@@ -8,9 +8,9 @@ import pytest
 from tfcsmf.cascade import trainer
 from tfcsmf.config import Config
 from tfcsmf.errors import ConfigError
+from tfcsmf.tuning.logs import Logs
 from tfcsmf.tuning.scores import Scoring
 from tfcsmf.tuning.stage_cache import StageCache
-from tfcsmf.tuning.sweep import _Logs
 from tfcsmf.tuning.trials import REFERENCE, Trial, TrialRunner, load_trial
 
 NAMES = ("a", "b", "c")
@@ -108,7 +108,7 @@ def comparable(found):
 
 @pytest.mark.slow
 def test_shared_stages_give_the_same_results_bit_for_bit(small, tmp_path):
-    logs = _Logs(small)
+    logs = Logs(small)
     shared = runner(tmp_path / "shared", 0, small, logs, cached=4)
     alone = runner(tmp_path / "alone", 0, small, logs)
     for runs in (shared, alone):
@@ -127,7 +127,7 @@ def test_shared_stages_give_the_same_results_bit_for_bit(small, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_trial_goes_on_where_it_was(small, tmp_path, monkeypatch):
-    logs = _Logs(small)
+    logs = Logs(small)
     whole = runner(tmp_path / "whole", 0, small, logs).run(REFERENCE, {})
     runs = runner(tmp_path / "killed", 0, small, logs, cached=4)
     steps = trainer.StageStep.__call__

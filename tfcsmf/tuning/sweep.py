@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import grpc
 import numpy as np
 import yaml
 
 from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.config import Config, read_yaml
-from tfcsmf.data.prepare import prepare
-from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import CheckpointError, ConfigError, TfcsmfError
-from tfcsmf.evaluation.protocols import apply_protocol
 from tfcsmf.files import write_atomic
+from tfcsmf.tuning import parallel
+from tfcsmf.tuning.logs import Logs, validation_queries
 from tfcsmf.tuning.report import write_sweep
 from tfcsmf.tuning.scores import (
     Scalarisation,
@@ -33,7 +30,7 @@ from tfcsmf.tuning.scores import (
     pareto,
 )
 from tfcsmf.tuning.space import Space
-from tfcsmf.tuning.stage_cache import StageCache, log_fingerprint
+from tfcsmf.tuning.stage_cache import StageCache
 from tfcsmf.tuning.trials import REFERENCE, Trial, TrialRunner, load_trial
 from tfcsmf.tuning.tuners import CascadeTuner, TunerName, make_oracle, search
 
@@ -41,8 +38,6 @@ _LOG = logging.getLogger(__name__)
 
 _STATUS = "sweep"  # in config.yaml of the folder
 _POLL_SECONDS = 1.0
-# keras-tuner's own names for parallel search.
-_PARALLEL = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def run_sweep(
       TfcsmfError: for every mistake a user can mend.
     """
     sweep = _Sweep(config, Path(output), space, settings, show_progress)
-    if _role() == "worker":
+    if parallel.role() == "worker":
         sweep.work()
         return None
     folder = RunFolder(output)
@@ -157,7 +152,7 @@ class _Sweep:
         self.settings = settings
         self.weights = check_weights(settings.weights, config.cascade.objectives)
         self._file = output / "sweep.yaml"
-        self._logs = _Logs(config)
+        self._logs = Logs(config)
         self.runner = TrialRunner(
             config,
             self._logs,
@@ -172,7 +167,7 @@ class _Sweep:
     def prepare(self) -> None:
         """Prepares the log and checks that every objective can be validated."""
         log, _ = self._logs(self.config)
-        for name, queries in _validation_queries(log).items():
+        for name, queries in validation_queries(log).items():
             if not queries:
                 raise ConfigError(
                     "A sweep needs validation pairs of every objective. Received: none "
@@ -276,22 +271,8 @@ class _Sweep:
 
     def _search(self) -> None:
         tuner = CascadeTuner(self._make_oracle(), str(self.output), self._run)
-        try:
+        with parallel.explained():
             search(tuner)
-        except RuntimeError as error:
-            if _role() == "chief" and "bind" in str(error):
-                raise ConfigError(
-                    "KERASTUNER_ORACLE_IP and _PORT should be a free address of the "
-                    f"chief. Received: {os.environ[_PARALLEL[1]]}:"
-                    f"{os.environ[_PARALLEL[2]]}. Choose another port."
-                ) from error
-            raise
-        except grpc.RpcError as error:
-            raise TfcsmfError(
-                f"The chief at {os.environ[_PARALLEL[1]]}:{os.environ[_PARALLEL[2]]} "
-                "does not answer any more. Start it again with --resume, then this "
-                "worker; finished trials are kept."
-            ) from error
 
     def _run(self, name: str, values: dict[str, Any]) -> Trial:
         settings, epochs = self.space.decode(values), values.get("tuner/epochs")
@@ -316,7 +297,7 @@ class _Sweep:
         )
 
     def _scoring(self, reference: Trial) -> Scoring:
-        queries = _validation_queries(self._logs(self.config)[0])
+        queries = validation_queries(self._logs(self.config)[0])
         return Scoring(
             self.settings.scalarise,
             self.weights,
@@ -335,31 +316,6 @@ class _Sweep:
         }
 
 
-class _Logs:
-    """Prepared logs by the data section, without test data; keeps two."""
-
-    def __init__(self, config: Config) -> None:
-        self._base = config.data
-        self._kept: dict[str, tuple[PreparedLog, str]] = {}
-
-    def __call__(self, config: Config) -> tuple[PreparedLog, str]:
-        """Returns the log of a configuration and its fingerprint."""
-        name = "base" if config.data == self._base else config.data.model_dump_json()
-        if name not in self._kept:
-            base = {key: self._kept[key] for key in ("base",) if key in self._kept}
-            log = prepare(config)
-            log = replace(log, test={}, test_histories=log.train_histories)
-            self._kept = base | {name: (log, log_fingerprint(log))}
-        return self._kept[name]
-
-
-def _validation_queries(log: PreparedLog) -> dict[str, int]:
-    return {
-        name: len(apply_protocol(queries, "unseen").rows)
-        for name, queries in log.validation.items()
-    }
-
-
 def _entry(trial: Trial) -> dict[str, Any]:
     return dataclasses.asdict(trial) | {
         "values": trial.values,
@@ -376,20 +332,3 @@ def _check_epochs_free(space: Space) -> None:
                 f"{parameter.path!r} in the search space. Leave it out, or take "
                 "random or bayesian."
             )
-
-
-def _role() -> Literal["alone", "chief", "worker"]:
-    """What keras-tuner's variables make of this process.
-
-    Raises:
-      ConfigError: if some are set and others are not.
-    """
-    given = [name for name in _PARALLEL if os.environ.get(name)]
-    if not given or given == _PARALLEL[:1]:
-        return "alone"
-    if len(given) < len(_PARALLEL):
-        raise ConfigError(
-            f"A parallel sweep needs {', '.join(_PARALLEL)}. Received: only "
-            f"{', '.join(given)}. Set all of them, or none."
-        )
-    return "chief" if "chief" in os.environ[_PARALLEL[0]] else "worker"
