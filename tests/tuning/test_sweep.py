@@ -100,7 +100,6 @@ def test_figures_are_drawn_for_what_there_is(config, tmp_path, trained, drawn):
     images = drawn(content, space, "light")
     assert list(images) == ["history", "coordinates", "pareto"]
     assert all(image.startswith(b"\x89PNG") for image in images.values())
-    assert drawn(content, space, "light") == images  # the same bytes again
     for trial in content["trials"]:
         trial |= {"status": "failed", "score": None, "values": {}, "stages": []}
     single = content | {"objectives": ["exposure"], "best": "reference"}

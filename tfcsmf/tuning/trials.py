@@ -127,7 +127,6 @@ class TrialRunner:
                 trial.status, trial.error = "failed", str(error)
             self._save(trial)
             shutil.rmtree(checkpoints, ignore_errors=True)
-        gc.collect()  # models hold themselves in circles
         return trial
 
     def trials(self) -> list[Trial]:
@@ -138,6 +137,12 @@ class TrialRunner:
         return [trial for trial in found if trial is not None]
 
     def _train(self, trial: Trial, config: Config) -> None:
+        try:
+            self._train_stages(trial, config)
+        finally:
+            gc.collect()  # models hold themselves in circles
+
+    def _train_stages(self, trial: Trial, config: Config) -> None:
         log, fingerprint = self._logs(config)
         last = len(log.objectives) - 1
         trainer = CascadeTrainer(
