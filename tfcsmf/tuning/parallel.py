@@ -21,7 +21,7 @@ def role() -> Literal["alone", "chief", "worker"]:
       ConfigError: if some are set and others are not.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
-    if not given or given == VARIABLES[:1]:
+    if not given or given == [VARIABLES[0]]:
         return "alone"
     if len(given) < len(VARIABLES):
         raise ConfigError(

@@ -14,6 +14,7 @@ What is not on this list counts, so a new setting can only make trials share les
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -54,11 +55,16 @@ def stage_key(config: Config, log: str, stage: int) -> str:
         "settings": tree,
         "stages": [config.stage(o).model_dump() for o in objectives[: stage + 1]],
         "log": log,
-        "versions": versions(),
-        "revision": git_revision(),
+        "code": _code(),
     }
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _code() -> tuple[dict[str, str], str | None]:
+    """What runs: of the process, whatever is committed while it does."""
+    return versions(), git_revision()
 
 
 def log_fingerprint(log: PreparedLog) -> str:
