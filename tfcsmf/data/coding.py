@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from tfcsmf.data.event_source import categories
 from tfcsmf.data.lists import SortedLog
 from tfcsmf.data.log import RawLog
 from tfcsmf.data.rows import NO_TIME
@@ -17,7 +18,7 @@ def event_names(
     events: pl.DataFrame, objectives: Sequence[str], histories: Sequence[str]
 ) -> list[str]:
     """All event names; codes are indices, the objectives come first."""
-    present = events["event"].unique().sort().to_list()
+    present = categories(events["event"]).to_list()
     return list(dict.fromkeys([*objectives, *histories, *present]))
 
 
@@ -28,7 +29,7 @@ def all_ids(
     trained: Sequence[str] | None,
 ) -> np.ndarray:
     """Sorted distinct ids of the log, its side table and the schema."""
-    parts = [events[key]]
+    parts = [categories(events[key]).alias(key)]
     if table is not None:
         parts.append(table[key])
     if trained:
@@ -38,7 +39,9 @@ def all_ids(
 
 
 def _codes(values: pl.Series, names: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Index of every value among distinct names, int32 [n]."""
+    """Index of every value of an Enum, or text, among distinct names, int32 [n]."""
+    if values.dtype == pl.Enum:
+        return _codes(categories(values), names)[values.to_physical().to_numpy()]
     table = pl.DataFrame(
         {
             "value": pl.Series(names, dtype=pl.String),
@@ -61,9 +64,10 @@ def code_log(
     events = raw.events
     split = None
     if "split" in events.columns:
-        split = (
-            events["split"].replace_strict(SPLIT_CODES, return_dtype=pl.Int8).to_numpy()
+        codes = categories(events["split"]).replace_strict(
+            SPLIT_CODES, return_dtype=pl.Int8
         )
+        split = codes.to_numpy()[events["split"].to_physical().to_numpy()]
     return CodedLog(
         users=_codes(events["user_id"], user_ids),
         items=_codes(events["item_id"], item_ids),

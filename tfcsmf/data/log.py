@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from tfcsmf.config import Columns, Config
-from tfcsmf.data.reader import read_table
+from tfcsmf.data.event_source import EventSource, categories, distinct_events
+from tfcsmf.data.reader import read_table, scan_table
 from tfcsmf.data.scalars import as_text, as_times
 from tfcsmf.errors import DataError, nearest
 
@@ -25,6 +26,7 @@ _SPLITS = {
     "eval": "valid",
     "test": "test",
 }
+_PARTS = ("train", "valid", "test")
 _SHOWN = 5  # examples and values named in a message
 
 
@@ -33,9 +35,9 @@ class RawLog:
     """A validated log.
 
     Attributes:
-      events: `user_id`, `item_id`, `event` (strings), `split` ("train", "valid" or
-        "test") and `time` (Int64, larger is later) where known; no nulls, no
-        repeated rows.
+      events: `user_id`, `item_id`, `event` (Enums of the sorted distinct names),
+        `split` (Enum of "train", "valid", "test") and `time` (Int64, larger is later)
+        where known; no nulls, no repeated rows.
       items: the item table, `item_id` (string, unique) first; None if not given.
       users: the user table, `user_id` (string, unique) first; None if not given.
       time_column: the column the time was read from, None if there is none.
@@ -75,17 +77,21 @@ def load_log(config: Config) -> RawLog:
         made = simulate(config.simulator, config.cascade.objectives, config.seed)
         # The simulator writes our own column names, whatever the mapping says.
         columns = Columns()
-        raw = made.events
+        raw = EventSource(made.events.lazy(), "simulator")
         items: pl.DataFrame | None = made.items
         users: pl.DataFrame | None = made.users
     else:
-        raw = read_table(data.events, "events")
+        raw = EventSource(scan_table(data.events, "events"), data.events)
+        if not raw.height:
+            raise DataError(
+                f"The events table should have rows. Received none in {data.events!r}."
+            )
         items = read_table(data.items, "items") if data.items else None
         users = read_table(data.users, "users") if data.users else None
     events, time_column = _normalise(raw, columns, data.split in ("auto", "file"))
     check_events(events, config.cascade.objectives, "cascade.objectives")
     check_events(events, data.history_events or (), "data.history_events")
-    distinct = events.unique(maintain_order=True)
+    distinct = distinct_events(events)
     items = None if items is None else entity_table(items, columns.item_id, "item_id")
     users = None if users is None else entity_table(users, columns.user_id, "user_id")
     summary = {
@@ -123,41 +129,42 @@ def check_events(events: pl.DataFrame, names: Iterable[str], option: str) -> Non
 
 
 def _normalise(
-    raw: pl.DataFrame, columns: Columns, use_split: bool
+    raw: EventSource, columns: Columns, use_split: bool
 ) -> tuple[pl.DataFrame, str | None]:
     """Renames, casts and checks the columns of the event table."""
     table = {}
     for role in ("user_id", "item_id", "event"):
         name = getattr(columns, role)
-        _require(raw, name, "events", role)
-        table[role] = as_text(raw[name])
+        _require(raw.columns, name, "events", role)
+        table[role] = raw.names(name)
         _no_nulls(table[role], f"Column {name!r} of the events table", "a value")
     if use_split and columns.split in raw.columns:
-        table["split"] = _splits(raw[columns.split])
+        table["split"] = _splits(raw.names(columns.split))
     elif use_split and columns.split != Columns().split:
-        _require(raw, columns.split, "events", "split")
+        _require(raw.columns, columns.split, "events", "split")
     time_column = next((name for name in columns.time if name in raw.columns), None)
     if time_column is not None:
-        table["time"] = as_times(raw[time_column])
+        times = raw.column(time_column)
+        table["time"] = as_times(times)
         _no_nulls(
             table["time"],
             f"The time column {time_column!r}",
             "a date, a number, or text such as 2024-01-31T12:00:00",
-            raw[time_column],
+            times,
         )
     elif columns.time and columns.time != Columns().time:
-        _require(raw, columns.time[0], "events", "time")
+        _require(raw.columns, columns.time[0], "events", "time")
     return pl.DataFrame(table), time_column
 
 
-def _require(table: pl.DataFrame, name: str, source: str, role: str) -> None:
-    if name in table.columns:
+def _require(columns: Sequence[str], name: str, source: str, role: str) -> None:
+    if name in columns:
         return
     value = "[<column>]" if role == "time" else "<column>"
     raise DataError(
         f"The {source} table should have a column {name!r}."
-        f"{nearest(name, table.columns)} "
-        f"Received: {', '.join(map(repr, table.columns))}. Map another column with "
+        f"{nearest(name, columns)} "
+        f"Received: {', '.join(map(repr, columns))}. Map another column with "
         f"--set data.columns.{role}={value}."
     )
 
@@ -183,9 +190,8 @@ def _rows(rows: Sequence[int], shown: pl.Series | None) -> str:
 
 
 def _splits(column: pl.Series) -> pl.Series:
-    text = as_text(column)
-    _no_nulls(text, f"The split column {column.name!r}", "train, valid or test")
-    lowered = text.str.strip_chars().str.to_lowercase()
+    _no_nulls(column, f"The split column {column.name!r}", "train, valid or test")
+    lowered = categories(column).str.strip_chars().str.to_lowercase()
     unknown = [value for value in lowered.unique() if value not in _SPLITS]
     if unknown:
         hint = nearest(unknown[0], _SPLITS)
@@ -194,7 +200,8 @@ def _splits(column: pl.Series) -> pl.Series:
             f"Received: {', '.join(map(repr, sorted(unknown)[:_SHOWN]))}.{hint} "
             "To ignore the column, set data.split to time, leave_last_out or random."
         )
-    return lowered.replace_strict(_SPLITS, return_dtype=pl.String)
+    parts = lowered.replace_strict(_SPLITS, return_dtype=pl.String)
+    return parts.cast(pl.Enum(_PARTS)).gather(column.to_physical())
 
 
 def entity_table(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:
@@ -209,7 +216,7 @@ def entity_table(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:
       DataError: if the column is absent, or an id is missing or repeated.
     """
     source = role.removesuffix("_id") + "s"
-    _require(table, name, source, role)
+    _require(table.columns, name, source, role)
     ids = as_text(table[name]).alias(role)
     _no_nulls(ids, f"Column {name!r} of the {source} table", "an id")
     repeated = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
@@ -232,4 +239,5 @@ def _absent(events: pl.DataFrame, table: pl.DataFrame | None, key: str) -> int:
     """Number of distinct ids in the log that the table does not have."""
     if table is None:
         return 0
-    return events.select(pl.col(key).unique()).join(table, on=key, how="anti").height
+    known = categories(events[key]).alias(key).to_frame()
+    return known.join(table, on=key, how="anti").height

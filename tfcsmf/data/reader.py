@@ -50,6 +50,23 @@ def read_table(path: str, role: str) -> pl.DataFrame:
     return table
 
 
+def scan_table(path: str, role: str) -> pl.LazyFrame:
+    """As `read_table`, but Parquet files are only looked at, and read later.
+
+    Raises:
+      DataError: as `read_table`, as far as the files' ends can tell.
+    """
+    files = _find(path, role)
+    if {_kind(file, role) for file in files} != {"Parquet"}:
+        return read_table(path, role).lazy()
+    _join([_read(file, "Parquet", role, rows=0) for file in files], files, role)
+    scans = [
+        pl.scan_parquet(file, glob=False, hive_partitioning=False) for file in files
+    ]
+    columns = scans[0].collect_schema().names()
+    return pl.concat([scan.select(columns) for scan in scans], how="vertical_relaxed")
+
+
 def _find(path: str, role: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
@@ -103,12 +120,14 @@ def _kind(file: str, role: str) -> str:
     return _KINDS[extension]
 
 
-def _read(file: str, kind: str, role: str) -> pl.DataFrame:
+def _read(file: str, kind: str, role: str, rows: int | None = None) -> pl.DataFrame:
     try:
         if os.path.getsize(file) == 0:
             raise DataError(f"The {role} file {file!r} is empty.")
         if kind == "Parquet":
-            return pl.read_parquet(file, glob=False, hive_partitioning=False)
+            return pl.read_parquet(
+                file, n_rows=rows, glob=False, hive_partitioning=False
+            )
         return pl.read_csv(file, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
