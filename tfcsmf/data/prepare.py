@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,6 +78,8 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
         raw.events, raw.items, "item_id", fixed.item_ids if fixed else None
     )
     log = code_log(raw, user_ids, item_ids, names, len(objectives))
+    # Millions of rows: every form of them is let go when the next one stands.
+    raw = dataclasses.replace(raw, events=raw.events.clear())
     method, part, carved = _divide(config, log, raw.time_column)
 
     # An id trains where it is a target, items also where they are history.
@@ -109,6 +112,7 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
         "features_left_out": {"users": user_notes, "items": item_notes},
     }
     ordered = sort_log(log, part, user_order, item_order, items_trained)
+    del log, part, used, training
     codes = [names.index(name) for name in histories]
     return _assemble(config, ordered, histories, codes, users, items, summary)
 

@@ -277,6 +277,8 @@ def carve(
     Returns:
       The new parts, int8 [n].
     """
+    if not objectives:
+        return part.copy()
     rows = np.flatnonzero((part == TRAIN) & log.is_objective)
     events = log.events[rows]
     _, first, pair = np.unique(
