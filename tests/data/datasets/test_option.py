@@ -1,6 +1,9 @@
 """`--dataset` in front of the configuration."""
 
 import argparse
+import importlib
+import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from tfcsmf import cli
 from tfcsmf.config import Config
 from tfcsmf.errors import ConfigError, DataError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "pipelines"))
 
 
 def _arguments(*words):
@@ -78,3 +83,12 @@ def test_half_of_the_options_is_refused():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(DataError, match="Did you mean 'kuairand_1k'"):
         cli.with_dataset({}, _arguments("--dataset", "kuairand1k"))
+
+
+@pytest.mark.parametrize("name", ["run_cascade", "compare", "run_sequence"])
+def test_every_pipeline_that_reads_a_log_has_the_option(name, tmp_path, capsys):
+    output = tmp_path / "out"
+    words = ["--dataset", "retailroket", "--output", str(output)]
+    assert cli.run(importlib.import_module(name).main, words) == cli.USER_ERROR
+    assert "Did you mean 'retailrocket'" in capsys.readouterr().err
+    assert not output.exists()
