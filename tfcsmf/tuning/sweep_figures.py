@@ -131,7 +131,7 @@ def coordinates(
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
         if content["best"] != "reference":
-            axes.legend(frameon=False, loc="upper left")
+            figure.legend(frameon=False, loc="outside upper left")
         return figures.png(figure)
 
 
@@ -145,7 +145,7 @@ def pareto(content: Mapping[str, Any], theme: figures.ThemeName) -> bytes:
     columns = min(3, len(pairs))
     rows = math.ceil(len(pairs) / columns)
     with mpl.rc_context(figures.theme_style(theme)):
-        size = (1.0 + 3.5 * columns, 0.7 + 3.2 * rows)
+        size = (1.6 + 3.4 * columns, 0.9 + 3.2 * rows)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for panel in axes.flat[len(pairs) :]:
@@ -154,7 +154,11 @@ def pareto(content: Mapping[str, Any], theme: figures.ThemeName) -> bytes:
             _draw_pair(panel, content, pair, theme)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside upper center", ncols=4, frameon=False
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=2 if columns == 1 else 4,
+            frameon=False,
         )
         return figures.png(figure)
 

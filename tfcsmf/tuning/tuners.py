@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -61,7 +62,10 @@ class _Random(_Durable, keras_tuner.oracles.RandomSearchOracle):
 
 
 class _Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
-    pass
+    def populate_space(self, trial_id: str) -> Any:
+        with warnings.catch_warnings():  # of the Gaussian process: of no use here
+            warnings.simplefilter("ignore")
+            return super().populate_space(trial_id)
 
 
 class _Hyperband(_Durable, keras_tuner.oracles.HyperbandOracle):
