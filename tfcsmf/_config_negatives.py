@@ -22,7 +22,7 @@ class ClusterConfig(Section):
     # co-occurrences. None takes all there are.
     modalities: tuple[str, ...] | None = None
     # Dimension of the space that modalities are aligned in, and of behaviour vectors.
-    dimension: Positive = 64
+    aligned_dimension: Positive = 64
     # Steps of the alignment; not needed with one modality.
     alignment_steps: Positive = 1000
     # Clusters of the first level and of the second; None is the root of an eighth

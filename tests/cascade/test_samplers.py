@@ -32,7 +32,7 @@ TINY = {
                 "easy": 2,
                 "hard": 4,
                 "clusters": {
-                    "dimension": 6,
+                    "aligned_dimension": 6,
                     "alignment_steps": 2,
                     "first_level": 3,
                     "second_level": 3,
@@ -66,6 +66,7 @@ def log():
     return prepare(Config.from_dict(TINY))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_parameters(tmp_path, log):
     choice = (
         "cascade.stages={exposure: {sampler: cross_batch}, click: {sampler: esans}}"

@@ -37,6 +37,11 @@ def esans(untimed_log, codes):
     return make(untimed_log, sampler)
 
 
+@pytest.fixture(scope="module")
+def drawn_batches(esans):
+    return list(esans.dataset(1.0, 0, 0, 4))
+
+
 def known_of(log, batch, objective="click"):
     users = tf.gather(batch["rows"]["user_id"], batch["query"]["user_id"]) - 3
     return [set(log.known[objective].row(int(user))) for user in users]
@@ -77,10 +82,12 @@ def test_without_the_batch_only_draws_count(tiny_log):
             assert (batch["counts"].numpy() >= 0).all()
 
 
-def test_own_negatives_are_neither_known_nor_of_both_codes(untimed_log, esans, codes):
+def test_own_negatives_are_neither_known_nor_of_both_codes(
+    untimed_log, drawn_batches, codes
+):
     first, second, _ = codes
     met_known = False
-    for batch in esans.dataset(1.0, 0, 0, 4):
+    for batch in drawn_batches:
         items, own = batch["items"].numpy(), batch["own"]
         kept = own["added"].numpy() > EXCLUDED / 2
         drawn = items[own["columns"].numpy()]
@@ -102,9 +109,11 @@ def test_own_negatives_are_neither_known_nor_of_both_codes(untimed_log, esans, c
     assert met_known  # or the test would show nothing
 
 
-def test_pool_negatives_are_neither_known_nor_of_both_codes(untimed_log, esans, codes):
+def test_pool_negatives_are_neither_known_nor_of_both_codes(
+    untimed_log, drawn_batches, codes
+):
     first, second, _ = codes
-    for batch in esans.dataset(1.0, 0, 0, 4):
+    for batch in drawn_batches:
         pool = batch["items"].numpy()[: int(batch["pool"])]
         rows, columns = batch["positives"].numpy().T
         known = known_of(untimed_log, batch)
@@ -120,8 +129,8 @@ def test_pool_negatives_are_neither_known_nor_of_both_codes(untimed_log, esans, 
         assert (np.diff(pairs[:, 0]) >= 0).all()
 
 
-def test_batches_of_esans_are_functions_of_their_number(esans):
-    whole = list(esans.dataset(1.0, 0, 0, 5))[3]
+def test_batches_of_esans_are_functions_of_their_number(esans, drawn_batches):
+    whole = drawn_batches[3]
     (alone,) = esans.dataset(1.0, 0, 3, 4)
     for name in ("items", "excluded_pairs", "positives", "pool"):
         np.testing.assert_array_equal(whole[name], alone[name])

@@ -18,7 +18,9 @@ from tfcsmf.negatives.clusters import (
 from tfcsmf.negatives.diagnostics import describe_clusters, purity
 from tfcsmf.negatives.modalities import align, behaviour_vectors, item_vectors
 
-SETTINGS = ClusterConfig(dimension=8, alignment_steps=30, first_level=4, second_level=3)
+SETTINGS = ClusterConfig(
+    aligned_dimension=8, alignment_steps=30, first_level=4, second_level=3
+)
 
 
 def two_views(seed=0, items=200, topics=4):

@@ -175,7 +175,7 @@ def build_clusters(
     References:
       ESANS, arXiv 2502.16077: multimodal semantic-aware clustering (MSAC).
     """
-    vectors = item_vectors(log, settings.modalities, settings.dimension, seed)
+    vectors = item_vectors(log, settings.modalities, settings.aligned_dimension, seed)
     return cluster_vectors(
         vectors,
         settings,
@@ -198,9 +198,11 @@ def cluster_vectors(
       DataError: if fewer than two items have a vector.
     """
     size = len(next(iter(vectors.values())))
-    projections = align(vectors, settings.dimension, settings.alignment_steps, seed)
+    projections = align(
+        vectors, settings.aligned_dimension, settings.alignment_steps, seed
+    )
     width = next(iter(vectors.values())).shape[1]
-    width = settings.dimension if len(vectors) > 1 else width
+    width = settings.aligned_dimension if len(vectors) > 1 else width
     aligned, present = _aligned(vectors, projections, size, width)
     kept = np.flatnonzero(present.any(axis=1))
     if len(kept) < 2:
