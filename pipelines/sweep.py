@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tfcsmf.tuning.report import format_sweep
 
     tree = read_yaml(arguments.config) if arguments.config else {}
+    tree = cli.with_dataset(tree, arguments)
     options = cli.log_options(arguments) | {("seed",): arguments.seed}
     config = Config.from_dict(with_options(tree, options), arguments.set)
     declared = read_yaml(arguments.space) if arguments.space else DEFAULT_SPACE

@@ -85,7 +85,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         cli.with_dataset({}, _arguments("--dataset", "kuairand1k"))
 
 
-@pytest.mark.parametrize("name", ["run_cascade", "compare", "run_sequence"])
+@pytest.mark.parametrize("name", ["run_cascade", "compare", "run_sequence", "sweep"])
 def test_every_pipeline_that_reads_a_log_has_the_option(name, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["--dataset", "retailroket", "--output", str(output)]
