@@ -118,3 +118,14 @@ def test_a_setting_that_every_stage_sets_itself_has_no_effect():
     config = Config.from_dict({"cascade": {"stages": stages}})
     with pytest.raises(ConfigError, match="for every objective"):
         Space.from_dict({"cascade.stage.tau": {"float": [0.1, 0.2]}}, config)
+
+
+def test_a_sequence_encoder_is_searched_where_the_query_tower_has_one():
+    declared = {"sequence.length": {"int": [10, 50]}}
+    with pytest.raises(ConfigError, match="does not change"):
+        Space.from_dict(declared, Config())
+    config = Config.from_dict({"towers": {"query_encoder": "heterrec"}})
+    assert len(Space.from_dict(declared, config).parameters) == 1
+    alone = {"sequence.training.learning_rate": {"float": [0.001, 0.01]}}
+    with pytest.raises(ConfigError, match="does not change"):
+        Space.from_dict(alone, config)

@@ -25,6 +25,14 @@ _REFUSED = {
 # What of `data` leaves the split, the catalogue and the queries alone.
 _DATA = ("history_length", "target_share", "visible_share", "numeric_buckets")
 _ALLOWED = {f"data.{name}" for name in (*_DATA, "max_values")}
+# What of `sequence` a query tower with a sequence encoder is built from.
+_ENCODER = {
+    f"sequence.{name}"
+    for name in (
+        *("length", "width", "heads", "feed_forward", "dropout", "norm", "merge"),
+        *("token_layers", "item_layers", "token_mask", "time_gaps"),
+    )
+}
 STAGES, _STAGE = "cascade.stages", "cascade.stage"
 
 
@@ -36,7 +44,7 @@ def check_path(path: str, config: Config) -> None:
         what is measured, or one without effect.
     """
     known = set(_paths(config))
-    tunable = sorted(name for name in known if not _refusal(name))
+    tunable = sorted(name for name in known if not _refusal(name, config))
     if path not in known:
         last = path.rpartition(".")[2]
         same = [name for name in tunable if name.endswith(f".{last}")]
@@ -49,7 +57,7 @@ def check_path(path: str, config: Config) -> None:
             f"which is none.{hint} tfcsmf/config.py lists them; one stage has "
             f"{STAGES}.<objective>.<setting>."
         )
-    reason = _refusal(path)
+    reason = _refusal(path, config)
     if reason:
         raise ConfigError(
             f"A search space may not hold {path!r}: {reason}. Set it with --set or "
@@ -82,8 +90,10 @@ def _paths(config: Config) -> Iterator[str]:
             yield f"{STAGES}.{objective}.{name}"
 
 
-def _refusal(path: str) -> str | None:
+def _refusal(path: str, config: Config) -> str | None:
     if path in _ALLOWED:
+        return None
+    if path in _ENCODER and config.towers.query_encoder != "pooled":
         return None
     for refused, reason in _REFUSED.items():
         if path == refused or path.startswith(f"{refused}."):
