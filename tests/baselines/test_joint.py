@@ -162,9 +162,10 @@ def test_every_head_starts_as_the_sum_of_embeddings(log, name, wide):
         kernel = head.kernel.numpy()
         assert kernel.shape[1] == 8
         names = ("history_exposure", "history_click")
-        parts = [slice(0, 8), *map(tower.history_columns, names)]
-        for part in parts:
-            np.testing.assert_array_equal(kernel[bottom:][part], np.eye(8))
+        starts = [0, *(tower.history_columns(name).start for name in names)]
+        for start in starts:
+            ids = kernel[bottom + start : bottom + start + 8]
+            np.testing.assert_array_equal(ids, np.eye(8))
     assert 0 < np.abs(tower.heads[0].kernel.numpy()[:bottom]).max() < 0.1
     # Of candidates every block starts as the embedding.
     kernel = model.candidate_tower.output_layer.kernel.numpy()
