@@ -26,14 +26,10 @@ from tfcsmf.cascade.model import CSMF, build_model
 from tfcsmf.cascade.pruning import make_criterion
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.config import Config, StageConfig
-from tfcsmf.data.batches import (
-    BatchSettings,
-    StageBatches,
-    known_lists,
-    known_pairs,
-    row_blocks,
-)
+from tfcsmf.data.batch_rows import row_blocks
+from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID
+from tfcsmf.data.known_pairs import known_lists, known_pairs
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.evaluation.lists import from_sorted_rows

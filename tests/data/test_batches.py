@@ -7,12 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.config import Config
-from tfcsmf.data.batches import (
-    BatchSettings,
-    StageBatches,
-    known_lists,
-    known_pairs,
-)
+from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.known_pairs import known_lists, known_pairs
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import Csr, Examples, Pairs
 from tfcsmf.data.rows import NUM_RESERVED

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.data.batches import Batch, BatchSettings, StageBatches
+from tfcsmf.data.batch_rows import Batch
+from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.lists import distinct_lists
 from tfcsmf.data.prepared import Csr, Examples, Pairs, PreparedLog
 from tfcsmf.evaluation.lists import from_lengths, row_numbers

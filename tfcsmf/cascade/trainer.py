@@ -26,7 +26,8 @@ from tfcsmf.cascade.samplers import make_sampler, stage_negatives
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.cascade.training_state import TrainingState
 from tfcsmf.config import ClusterConfig, Config
-from tfcsmf.data.batches import Batch, BatchSettings, StageBatches
+from tfcsmf.data.batch_rows import Batch
+from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall

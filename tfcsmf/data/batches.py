@@ -7,34 +7,29 @@ run therefore continues at batch g + 1 with exactly the batches it would have se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfcsmf.data.inputs import (
-    CANDIDATE_ID,
-    QUERY_ID,
-    EntityInputs,
-    QueryInputs,
-    flat_ranges,
+from tfcsmf.data.batch_rows import Batch, row_blocks
+from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs, QueryInputs
+from tfcsmf.data.known_pairs import (
+    joined_pairs,
+    known_keys,
+    known_lists,
+    known_pairs,
 )
-from tfcsmf.data.prepared import Csr, Examples, PreparedLog
+from tfcsmf.data.prepared import Examples, PreparedLog
 from tfcsmf.data.query_rows import TargetChooser, group_examples
-from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.losses.chunked_softmax import EXCLUDED
 from tfcsmf.negatives import mixed_probability, sampling_probability
 from tfcsmf.negatives.sampler import NegativeSampler, OwnDraws, PoolSampler
 
-Batch = dict[str, Any]
-Inputs = Mapping[str, Any]
-
 # Generators of one batch are told apart by the last seed entry.
 _SHUFFLE, _UNIFORM, _HARD, _DROPOUT, _TARGETS = range(5)
-
-_SIEVE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class StageBatches:
         self.known = known_lists(log.known[objective])
         self._known_keys: tf.Tensor | None = None
         if self.sampler.own_draws:
-            keys = _keys(log.known[objective], self.num_items)
+            keys = known_keys(log.known[objective], self.num_items)
             self._known_keys = tf.constant(keys)
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
@@ -250,7 +245,7 @@ class StageBatches:
         if not self.has_whole_catalogue:
             apart = self.sampler.kept_apart(targets, pool)
             if apart is not None:
-                excluded = _joined(excluded, owners, apart)
+                excluded = joined_pairs(excluded, owners, apart)
             if self.sampler.memory:
                 more["known"] = known
         return {
@@ -332,108 +327,6 @@ class StageBatches:
             "added": tf.ensure_shape(added, [None, own.items.shape[1]]),
             "mix": own.mix,
         }
-
-
-def row_blocks(query: Inputs, candidate: Inputs) -> Batch:
-    """Numbers the table rows of a batch from 0, so that each is looked up once.
-
-    A batch meets the same ids many times: in histories, among positives, as
-    negatives. The towers take the distinct rows out of a table once and look ids up
-    in that block; the gradient then has one entry per row as well.
-
-    Args:
-      query: encoded query inputs; histories hold candidate rows.
-      candidate: encoded candidate inputs.
-
-    Returns:
-      `query` and `candidate` with ids that point into `rows`, and `rows`: int [n],
-      distinct table rows by id name. Reserved rows come first, as in the table.
-    """
-    histories = [
-        name
-        for name, values in query.items()
-        if isinstance(values, tf.RaggedTensor) and values.dtype != tf.int64  # no times
-    ]
-    used = [candidate[CANDIDATE_ID], *(query[name].flat_values for name in histories)]
-    candidate_rows, numbers = _distinct(tf.concat(used, axis=0))
-    own, *others = tf.split(numbers, [tf.size(part) for part in used])
-    query_rows, users = _distinct(query[QUERY_ID])
-    local = {
-        name: query[name].with_flat_values(part)
-        for name, part in zip(histories, others, strict=True)
-    }
-    return {
-        "query": {**query, QUERY_ID: users, **local},
-        "candidate": {**candidate, CANDIDATE_ID: own},
-        "rows": {QUERY_ID: query_rows, CANDIDATE_ID: candidate_rows},
-    }
-
-
-def _distinct(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the distinct rows, reserved ones first, and each row's number."""
-    reserved = tf.range(NUM_RESERVED, dtype=rows.dtype)
-    distinct, numbers = tf.unique(tf.concat([reserved, rows], axis=0))
-    return distinct, numbers[NUM_RESERVED:]
-
-
-def known_lists(known: Csr) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the offsets and items of lists as tensors, for `known_pairs`."""
-    items = known.items if len(known.items) else np.zeros(1, np.int32)
-    return tf.constant(known.offsets), tf.constant(items)
-
-
-def known_pairs(
-    offsets: tf.Tensor, lists: tf.Tensor, users: tf.Tensor, items: tf.Tensor
-) -> tf.Tensor:
-    """Finds the columns that may not be negatives of a row.
-
-    Args:
-      offsets: int64 [U + 1], where each user's known positives begin.
-      lists: int32, the known positives, catalogue positions.
-      users: int [rows].
-      items: int32 [columns]; may repeat.
-
-    Returns:
-      int32 [n, 2], every (row, column) whose item is a known positive of the row's
-      user, sorted by row. Cost: the known positives of the batch's users, not
-      rows x columns comparisons.
-    """
-    starts = tf.gather(offsets, users)
-    owners, slots = flat_ranges(starts, tf.gather(offsets, users + 1) - starts)
-    wanted = tf.gather(lists, slots)
-    # Most are in no column: sieve them out by their last bits before searching.
-    drawn = tf.scatter_nd(
-        (items % _SIEVE)[:, tf.newaxis], tf.ones_like(items, tf.bool), [_SIEVE]
-    )
-    maybe = tf.where(tf.gather(drawn, wanted % _SIEVE))[:, 0]
-    owners, wanted = tf.gather(owners, maybe), tf.gather(wanted, maybe)
-    order = tf.argsort(items)
-    ordered = tf.gather(items, order)
-    first = tf.searchsorted(ordered, wanted, side="left", out_type=tf.int64)
-    last = tf.searchsorted(ordered, wanted, side="right", out_type=tf.int64)
-    # A candidate may fill several columns: one (row, column) pair for each.
-    hits, columns = flat_ranges(first, last - first)
-    rows = tf.cast(tf.gather(owners, hits), tf.int32)
-    return tf.stack([rows, tf.gather(order, columns)], axis=1)
-
-
-def _keys(known: Csr, num_items: int) -> np.ndarray:
-    """Returns `list * num_items + item` of all lists, int64, with a last one."""
-    lists = np.repeat(np.arange(len(known.offsets) - 1), np.diff(known.offsets))
-    return np.append(lists * num_items + known.items, np.iinfo(np.int64).max)
-
-
-def _joined(pairs: tf.Tensor, owners: tf.Tensor, apart: tf.Tensor) -> tf.Tensor:
-    """Adds (positive, column) pairs to (row, column) pairs, both sorted.
-
-    Args:
-      pairs: int32 [m, 2].
-      owners: int64 [n], the row of every positive.
-      apart: int32 [k, 2].
-    """
-    rows = tf.cast(tf.gather(owners, apart[:, 0]), tf.int32)
-    both = tf.concat([pairs, tf.stack([rows, apart[:, 1]], axis=1)], axis=0)
-    return tf.gather(both, tf.argsort(both[:, 0], stable=True))
 
 
 def _hard_pool(log: PreparedLog, level: int) -> np.ndarray | None:

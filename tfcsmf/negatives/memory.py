@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfcsmf.data.batches import known_pairs
+from tfcsmf.data.known_pairs import known_pairs
 
 _EMPTY = -1
 
@@ -19,7 +19,7 @@ class CandidateMemory:
     Args:
       size: candidates kept, the newest first.
       dimension: of their vectors.
-      known: lists of known positives; see `tfcsmf.data.batches.known_lists`.
+      known: lists of known positives; see `tfcsmf.data.known_pairs.known_lists`.
 
     Attributes:
       vectors: float32 [size, dimension].

@@ -90,7 +90,7 @@ class Tower(tf.keras.layers.Layer):
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
     [2], switches dropout on (stateless, so that a resumed run repeats it);
     `blocks`, by id name, the rows that ids in `inputs` are numbers in (see
-    `tfcsmf.data.batches.row_blocks`).
+    `tfcsmf.data.batch_rows.row_blocks`).
     Returns float [batch, d].
     """
 
