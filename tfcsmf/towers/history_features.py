@@ -28,18 +28,13 @@ class HistoryFeatures:
         `tfcsmf.data.inputs.EntityInputs`.
 
     Call arguments: `rows`, int [m], id rows of trained items; `stage` as in `Tower`.
-    Returns float [m, width], the encodings of all features side by side.
+    Returns float [m, sum of `sizes`], the encodings of all features side by side.
     """
 
     def __init__(self, tower: Tower, items: Items) -> None:
         # Not its own; a closure hides both from Keras' tracking.
         self._shared: Callable[[], tuple[Tower, Items]] = lambda: (tower, items)
         self.sizes = tuple(tower.encoding_sizes[1:])
-
-    @property
-    def width(self) -> int:
-        """Columns of all features together."""
-        return sum(self.sizes)
 
     @property
     def items(self) -> Items:
