@@ -227,6 +227,10 @@ class CascadeConfig(Section):
     # Histories that an objective's pass sees: "earlier" are those of its own event and
     # of the objectives before it; "all" those of later objectives too.
     history_access: Literal["earlier", "all"] = "earlier"
+    # The first stage learns most of every item vector. Pairs with an event of a later
+    # objective are its positives too, with this weight (others have 1); 0 leaves them
+    # to their own stages (`tfcsmf.data.funnel`).
+    later_weight: NonNegativeFloat = 3.0
     # nested: s_o uses blocks 1..o; disjoint: block o only.
     blocks: Literal["nested", "disjoint"] = "nested"
     # Free capacity after the last stage too, for an objective appended later.

@@ -96,7 +96,8 @@ def many(timed=False):
 def choose(rows, share=0.5, visible=0.5, step=0, numbers=None, events=("buy",)):
     chooser = TargetChooser(rows, share, visible, events)
     numbers = np.arange(len(rows)) if numbers is None else numbers
-    return chooser(tf.constant(numbers), SIZE, tf.constant([3, step]))
+    owners, slots, hidden = chooser(tf.constant(numbers), SIZE, tf.constant([3, step]))
+    return owners, tf.gather(rows.items, slots), hidden
 
 
 def test_targets_are_a_random_share_and_at_least_one():

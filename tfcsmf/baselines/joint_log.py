@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
-from tfcsmf.data.lists import distinct_lists
+from tfcsmf.data.lists import union_lists
 from tfcsmf.data.prepared import Csr, Examples, Pairs, PreparedLog
-from tfcsmf.evaluation.lists import from_lengths, row_numbers
+from tfcsmf.evaluation.lists import from_lengths
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,12 @@ class JointLog:
       name: of that objective.
       objectives: the separate objectives, in cascade order.
       objective: int32 [n], the number of each example's objective.
-      weights: float32 [S], the weight of every objective's examples in the loss.
     """
 
     log: PreparedLog
     name: str
     objectives: tuple[str, ...]
     objective: np.ndarray
-    weights: np.ndarray
 
 
 def join(log: PreparedLog, one_score: bool) -> JointLog:
@@ -57,29 +55,32 @@ def join(log: PreparedLog, one_score: bool) -> JointLog:
     )
     known = [log.known[objective] for objective in log.objectives]
     if one_score:
-        known = [_union(known, log.items.size)] * len(known)
+        known = [union_lists(known, log.items.size)] * len(known)
+    weights = sizes.sum() / (len(sizes) * np.maximum(sizes, 1))
+    examples = Examples(
+        pairs,
+        np.concatenate([part.history_end for part in parts]),
+        np.repeat(weights.astype(np.float32), sizes),
+    )
     return JointLog(
         replace(
             log,
             objectives=(name,),
-            train={
-                name: Examples(pairs, np.concatenate([p.history_end for p in parts]))
-            },
+            train={name: examples},
             known={name: _stacked(known)},
         ),
         name,
         log.objectives,
         np.repeat(np.arange(len(parts), dtype=np.int32), sizes),
-        (sizes.sum() / (len(sizes) * np.maximum(sizes, 1))).astype(np.float32),
     )
 
 
 class JointBatches(StageBatches):
     """Batches whose examples have different objectives, in the log's proportions.
 
-    A batch has two more entries than those of `StageBatches`: `objective`, int32
-    [rows], and `weight`, float32 [n], one per positive. In-batch negatives are
-    positives of any objective, and `probability` is that of the mixture.
+    A batch has one more entry than those of `StageBatches`: `objective`, int32
+    [rows]. In-batch negatives are positives of any objective, and `probability` is
+    that of the mixture.
 
     Args:
       joint: see `join`.
@@ -87,28 +88,13 @@ class JointBatches(StageBatches):
     """
 
     def __init__(self, joint: JointLog, settings: BatchSettings) -> None:
-        self._weights = tf.constant(joint.weights)
         super().__init__(
             joint.log, joint.name, settings, joint.objective, joint.objectives
         )
 
     def _assemble(self, rows: tf.Tensor, stateless: Any) -> Batch:
         batch = super()._assemble(rows, stateless)
-        objective = tf.gather(self._labels, rows)
-        weights = tf.gather(self._weights, objective)
-        return batch | {
-            "objective": objective,
-            "weight": tf.gather(weights, batch["positives"][:, 0]),
-        }
-
-
-def _union(lists: list[Csr], size: int) -> Csr:
-    return distinct_lists(
-        np.concatenate([row_numbers(part) for part in lists]),
-        np.concatenate([part.items for part in lists]),
-        len(lists[0].offsets) - 1,
-        size,
-    )
+        return batch | {"objective": tf.gather(self._labels, rows)}
 
 
 def _stacked(lists: list[Csr]) -> Csr:

@@ -75,6 +75,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "dimensions_by_weights": ("cascade.dimension_information=weights",),
     "dimensions_unturned": ("cascade.dimension_information=scores",),
     "histories_all": ("cascade.history_access=all",),
+    "later_events_off": ("cascade.later_weight=0",),
+    "later_weight_1": ("cascade.later_weight=1",),
     "blocks_disjoint": ("cascade.blocks=disjoint",),
 }
 

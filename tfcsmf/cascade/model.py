@@ -214,6 +214,7 @@ class CSMF(tfrs.Model):
             normalized=self.normalize,
             frozen_candidates=self.frozen_candidates,
             margin=margin,
+            sample_weight=inputs.get("weight"),
             training=training,
         )
 

@@ -28,6 +28,7 @@ from tfcsmf.cascade.training_state import TrainingState
 from tfcsmf.config import ClusterConfig, Config
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.funnel import with_later_events
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
@@ -69,7 +70,7 @@ class CascadeTrainer:
         show_progress: bool = True,
     ) -> None:
         self.config = config
-        self.log = log
+        self.log = log = with_later_events(log, config.cascade.later_weight)
         self.model = model
         self.show_progress = show_progress
         self.encoder = Encoder(model, log, config.data.history_length)

@@ -83,6 +83,7 @@ class StageBatches:
       negatives and nothing else. `counts` ends there;
     - `known`: int32 [rows], number of the row's list of known positives; only where
       candidates of earlier batches are kept;
+    - `weight`: float32 [n], of the positives; not given where all count the same;
     - `seed`: int [2], of dropout.
 
     Args:
@@ -141,6 +142,9 @@ class StageBatches:
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
         # Tensors, not arrays: a traced function would copy arrays into its graph.
         self._users = tf.constant(self.rows.users)
+        self._items = tf.constant(self.rows.items)
+        weights = self.rows.weights
+        self._weights = None if weights is None else tf.constant(weights)
         self._labels = tf.constant(self.rows.labels)
         self._history_end = tf.constant(self.rows.history_end)
         self.known = known_lists(log.known[objective])
@@ -231,15 +235,16 @@ class StageBatches:
         self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]
     ) -> Batch:
         users = tf.gather(self._users, rows)
-        owners, targets, hidden = self._targets(
-            rows, self.num_items, stateless(_TARGETS)
-        )
+        owners, slots, hidden = self._targets(rows, self.num_items, stateless(_TARGETS))
+        targets = tf.gather(self._items, slots)
         # One list of known positives per label and user.
         known = tf.gather(self._labels, rows) * self.num_users + users
         columns, items, more = self._columns(
             targets, tf.gather(known, owners), stateless
         )
         pool = items[: more["pool"]] if "pool" in more else items
+        if self._weights is not None:
+            more["weight"] = tf.gather(self._weights, slots)
         query = self._queries(users, tf.gather(self._history_end, rows), hidden.keeps)
         excluded = known_pairs(*self.known, known, pool)
         if not self.has_whole_catalogue:

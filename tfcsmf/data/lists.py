@@ -84,6 +84,19 @@ def distinct_lists(rows: np.ndarray, items: np.ndarray, size: int, width: int) -
     return Csr(offsets_of(keys // width, size), (keys % width).astype(np.int32))
 
 
+def union_lists(parts: Sequence[Csr], width: int) -> Csr:
+    """Sorted distinct items per row of several lists over the same rows.
+
+    Args:
+      parts: at least one.
+      width: number of possible items.
+    """
+    size = len(parts[0].offsets) - 1
+    rows = [np.repeat(np.arange(size), np.diff(part.offsets)) for part in parts]
+    items = [part.items for part in parts]
+    return distinct_lists(np.concatenate(rows), np.concatenate(items), size, width)
+
+
 def build_histories(
     log: SortedLog,
     names: Sequence[str],

@@ -102,10 +102,13 @@ class Examples:
         absolute end (exclusive) in `Histories.lists[event].items` of what the
         user had done strictly before the example (everything the user did,
         where time is unknown). The target item itself is removed on the fly.
+      weights: float32 [n], of the positives in the loss, 1 on average; None for all
+        alike. The same for repeated pairs.
     """
 
     pairs: Pairs
     history_end: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

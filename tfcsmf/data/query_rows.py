@@ -29,6 +29,7 @@ class QueryRows:
         `items[offsets[r]:offsets[r + 1]]`, distinct and ascending, at least one.
       timed: histories end before the positives happened. Else they hold them, and
         those to be predicted have to be left out.
+      weights: float32 [n], of the items; None for all alike.
     """
 
     users: np.ndarray
@@ -37,6 +38,7 @@ class QueryRows:
     offsets: np.ndarray
     items: np.ndarray
     timed: bool
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -90,6 +92,7 @@ def group_examples(examples: Examples, labels: np.ndarray | None = None) -> Quer
         np.append(starts, len(order)).astype(np.int64),
         pairs.items[order],
         timed=bool((pairs.times != NO_TIME).any()),
+        weights=None if examples.weights is None else examples.weights[order],
     )
 
 
@@ -123,7 +126,7 @@ class TargetChooser:
     def __call__(
         self, rows: tf.Tensor, num_items: int, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, HiddenKeys]:
-        """Returns owners int64 [n] (ascending) and items int32 [n] of the targets.
+        """Chooses the targets of rows.
 
         Args:
           rows: int [B], row numbers.
@@ -131,7 +134,8 @@ class TargetChooser:
           seed: int [2], of a stateless generator.
 
         Returns:
-          Owners, numbers in `rows`; items; and what each event's history leaves out.
+          Owners int64 [n], numbers in `rows`, ascending; slots int64 [n], numbers in
+          `QueryRows.items`; and what each event's history leaves out.
         """
         starts = tf.gather(self._offsets, rows)
         owners, slots = flat_ranges(starts, tf.gather(self._offsets, rows + 1) - starts)
@@ -150,7 +154,7 @@ class TargetChooser:
             event: tf.boolean_mask(keys, unseen | tf.equal(labels, label))
             for label, event in enumerate(self.events)
         }
-        return owners, items, HiddenKeys(num_items, own, tf.boolean_mask(keys, unseen))
+        return owners, slots, HiddenKeys(num_items, own, tf.boolean_mask(keys, unseen))
 
 
 @dataclass(frozen=True)
