@@ -230,7 +230,7 @@ class CascadeConfig(Section):
     # The first stage learns most of every item vector. Pairs with an event of a later
     # objective are its positives too, with this weight (others have 1); 0 leaves them
     # to their own stages (`tfcsmf.data.funnel`).
-    later_weight: NonNegativeFloat = 3.0
+    later_weight: NonNegativeFloat = 2.0
     # nested: s_o uses blocks 1..o; disjoint: block o only.
     blocks: Literal["nested", "disjoint"] = "nested"
     # Free capacity after the last stage too, for an objective appended later.
