@@ -9,7 +9,15 @@ import pydantic
 from tfcsmf._config_base import NonNegativeFloat, Positive, PositiveFloat, Section
 
 SamplerName = Literal[
-    "auto", "in_batch", "uniform", "popularity", "mixed", "cross_batch", "esans"
+    "auto",
+    "in_batch",
+    "uniform",
+    "popularity",
+    "mixed",
+    "cross_batch",
+    "dns",
+    "mixgcf",
+    "esans",
 ]
 # Drawn two by two, both from one cluster.
 Even = Annotated[int, pydantic.Field(ge=0, multiple_of=2)]
@@ -19,7 +27,8 @@ class ClusterConfig(Section):
     """MSAC: semantic clusters of the catalogue (docs/esans.md)."""
 
     # Vector features of candidates, and "behaviour" for vectors made of the log's
-    # co-occurrences. None takes all there are.
+    # co-occurrences. None takes all there are. "random" is none of them: vectors
+    # drawn at random, to see what clusters are worth.
     modalities: tuple[str, ...] | None = None
     # Dimension of the space that modalities are aligned in, and of behaviour vectors.
     aligned_dimension: Positive = 64
@@ -57,6 +66,17 @@ class EsansConfig(Section):
     clusters: ClusterConfig = ClusterConfig()
 
 
+class HardestConfig(Section):
+    """dns and mixgcf: of uniform draws for a positive, the highest scored."""
+
+    draws: Positive = 32  # per positive
+    hardest: Positive = 4  # of them, and with mixgcf of their mixtures, that count
+    # Other rows' positives are negatives as well.
+    in_batch: bool = True
+    # How often the items that draws stand for count.
+    weight: PositiveFloat = 1.0
+
+
 class NegativesConfig(Section):
     """Which sampler; `cascade.stages.<objective>.sampler` overrides it."""
 
@@ -66,4 +86,5 @@ class NegativesConfig(Section):
     sampler: SamplerName = "auto"
     # Candidates of the batches before that cross_batch keeps, vectors included.
     memory: Positive = 4096
+    hardest: HardestConfig = HardestConfig()
     esans: EsansConfig = EsansConfig()

@@ -27,6 +27,7 @@ from tfcsmf._config_base import (
 )
 from tfcsmf._config_negatives import ClusterConfig as ClusterConfig
 from tfcsmf._config_negatives import EsansConfig as EsansConfig
+from tfcsmf._config_negatives import HardestConfig as HardestConfig
 from tfcsmf._config_negatives import NegativesConfig as NegativesConfig
 from tfcsmf._config_negatives import SamplerName as SamplerName
 from tfcsmf._config_sequence import SequenceConfig as SequenceConfig

@@ -178,6 +178,45 @@ def test_the_esans_loss_is_the_softmax_of_all_its_negatives(log, in_batch):
     assert loss == pytest.approx(total / len(positives), rel=1e-4)
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("name", ["dns", "mixgcf"])
+def test_the_loss_of_the_hardest_is_the_softmax_with_them(log, name, in_batch):
+    batch, model, batches = batch_and_model(
+        log,
+        name,
+        "loss.negatives.hardest.draws=6",
+        "loss.negatives.hardest.hardest=2",
+        f"loss.negatives.hardest.in_batch={in_batch}",
+    )
+    query, candidate = vectors_of(model, batch)
+    pool, positives = int(batch["pool"]), batch["positives"].numpy()
+    counts = batch["counts"].numpy()
+    draws = max(counts.sum() - in_batch * len(positives) / 32, 1.0)
+    expected_counts = draws * batches.probability[batch["items"].numpy()[:pool]]
+    hidden = {tuple(p) for p in batch["excluded_pairs"].numpy()}
+    hidden |= {tuple(p) for p in positives}
+    total = 0.0
+    for number, (row, column) in enumerate(positives):
+        scores = query[row] @ candidate.T
+        mass = np.exp(scores[column])
+        for other in range(pool):
+            if (row, other) not in hidden:
+                mass += counts[other] / expected_counts[other] * np.exp(scores[other])
+        added = batch["own"]["added"].numpy()[number]
+        own = scores[batch["own"]["columns"].numpy()[number]]
+        kept = added > EXCLUDED / 2
+        added, own = added[kept], own[kept]
+        np.testing.assert_allclose(added, np.log(log.items.trained / 6), rtol=1e-5)
+        logits = own + added
+        if name == "mixgcf":
+            a = batch["own"]["mix"].numpy()[number][kept]
+            logits = np.append(logits, a * scores[column] + (1 - a) * own + added)
+        mass += np.exp(np.sort(logits)[-2:]).sum()
+        total += np.log(mass) - scores[column]
+    loss = float(model.compute_loss(batch))
+    assert loss == pytest.approx(total / len(positives), rel=1e-4)
+
+
 def test_a_memory_adds_the_candidates_of_batches_before(log):
     batch, model, batches = batch_and_model(log, "cross_batch")
     memory = model.negatives.memory

@@ -147,6 +147,18 @@ def test_new_items_join_the_nearest_clusters(tiny_log, looks):
     np.testing.assert_array_equal(fresh.second[back][size:], [*clusters.second[:2], -1])
 
 
+def test_random_clusters_know_nothing_of_the_items(tiny_log):
+    settings = SETTINGS.model_copy(update={"modalities": ("random",)})
+    clusters = build_clusters(tiny_log, settings, seed=0)
+    assert sorted(set(clusters.first)) == [0, 1, 2, 3]
+    again = build_clusters(tiny_log, settings, seed=0)
+    np.testing.assert_array_equal(again.first, clusters.first)
+    other = build_clusters(tiny_log, settings, seed=1)
+    assert (other.first != clusters.first).any()
+    fresh = clusters.refreshed(with_vectors(tiny_log, np.zeros((6, 1)), more=1))
+    assert len(fresh.first) == tiny_log.items.size + 1 and fresh.first[-1] == -1
+
+
 def test_purity_and_description(tiny_log, looks):
     assert purity(np.array([0, 0, 0, 1, 1]), np.array([5, 5, 6, 6, 6])) == 0.8
     assert purity(np.array([0, 0, -1]), np.array([5, 5, 6])) == 1.0

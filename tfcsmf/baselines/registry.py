@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from tfcsmf.baselines import joint, plain
 from tfcsmf.baselines.cascaded import CsmfSystem
 from tfcsmf.baselines.rules import RULES, RuleSystem
 from tfcsmf.baselines.system import System
-from tfcsmf.config import Config
+from tfcsmf.config import Config, SamplerName
 from tfcsmf.errors import ConfigError, nearest
 
 _LEARNED: dict[str, type[System]] = {
@@ -37,6 +38,25 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 
 # The share of entries that CPP frees of Gaussian weights at the default tau of .1.
 _SHARE = "cascade.freed_share=0.35"
+
+_ESANS = "loss.negatives.esans"
+
+# Where negatives come from (docs/esans.md).
+_NEGATIVES: dict[str, tuple[str, ...]] = {
+    f"sampler_{name}": (f"cascade.stage.sampler={name}",)
+    for name in get_args(SamplerName)
+} | {
+    f"esans_{name}": ("cascade.stage.sampler=esans", f"{_ESANS}.{setting}")
+    for name, setting in (
+        ("no_virtual", "virtual=none"),
+        ("simple_virtual", "virtual=simple"),
+        ("hard_virtual", "virtual=hard"),
+        ("random_clusters", "clusters.modalities=['random']"),
+        ("behaviour_alone", "clusters.modalities=['behaviour']"),
+        # More codes than items of a cluster: one level, to all intents.
+        ("one_level", "clusters.second_level=2000"),
+    )
+}
 
 # Each changes one thing about CSMF. What equals the configuration compared is trained
 # all the same: its distance from csmf shows nothing but chance.
@@ -78,7 +98,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "later_events_off": ("cascade.later_weight=0",),
     "later_weight_1": ("cascade.later_weight=1",),
     "blocks_disjoint": ("cascade.blocks=disjoint",),
-}
+} | _NEGATIVES
 
 SYSTEMS: tuple[str, ...] = (*_VARIANTS, *_LEARNED, *RULES)
 

@@ -23,12 +23,14 @@ class StageNegatives:
       stop_positive: see `own_negatives`.
       virtual_weight: see `own_negatives`.
       memory: candidates of earlier batches.
+      hardest: see `own_negatives`.
     """
 
     pairs: tuple[tuple[int, int], ...] = ()
     stop_positive: bool = True
     virtual_weight: float = 1.0
     memory: CandidateMemory | None = None
+    hardest: int | None = None
 
 
 class UpstreamMargin:
@@ -189,4 +191,5 @@ def _own(
         normalized,
         negatives.stop_positive,
         negatives.virtual_weight,
+        negatives.hardest,
     )

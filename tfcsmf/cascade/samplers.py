@@ -11,6 +11,7 @@ from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import ConfigError
 from tfcsmf.negatives.clusters import SemanticClusters
 from tfcsmf.negatives.esans import EsansSampler
+from tfcsmf.negatives.hardest import HardestSampler
 from tfcsmf.negatives.memory import CandidateMemory
 from tfcsmf.negatives.sampler import NegativeSampler, PoolSampler
 
@@ -52,6 +53,9 @@ def make_sampler(
         return PoolSampler(draws, size)
     if name == "cross_batch":
         return PoolSampler(0, size, memory=settings.memory)
+    if name in ("dns", "mixgcf"):
+        trained = max(log.items.trained, _last_example(log) + 1)
+        return HardestSampler(trained, settings.hardest, mixed=name == "mixgcf")
     if name == "esans":
         if clusters is None:
             raise ValueError("`clusters` should be given for 'esans'. Received: None.")
@@ -79,7 +83,11 @@ def stage_negatives(
     if sampler.memory:
         memory = CandidateMemory(sampler.memory, dimension, batches.known)
     return StageNegatives(
-        sampler.pairs, esans.stop_positive, esans.virtual_weight, memory
+        sampler.pairs,
+        esans.stop_positive,
+        esans.virtual_weight,
+        memory,
+        sampler.hardest,
     )
 
 

@@ -24,6 +24,7 @@ def own_negatives(
     renormalize: bool = False,
     stop_positive: bool = True,
     virtual_weight: float = 1.0,
+    hardest: int | None = None,
 ) -> tf.Tensor:
     r"""Returns the logarithm of what each positive's own negatives add, float [n].
 
@@ -49,6 +50,8 @@ def own_negatives(
       renormalize: scores are cosines, or of vectors of bounded length.
       stop_positive: virtual negatives do not move the positive's vector.
       virtual_weight: > 0, how often a virtual negative counts.
+      hardest: only so many of a positive's negatives count, real and virtual ones
+        together, those with the highest logits; `None` for all.
 
     Example:
       >>> q, p = tf.constant([[1.0]]), tf.constant([[3.0]])
@@ -64,7 +67,7 @@ def own_negatives(
     scores = tf.linalg.matvec(negatives, queries)  # [n, m]
     logits = scores + added
     if not pairs or mix is None:
-        return tf.reduce_logsumexp(logits, axis=1)
+        return _log_sum(logits, hardest)
     if stop_positive:
         positives = tf.stop_gradient(positives)
     of_positive = tf.reduce_sum(queries * positives, axis=1, keepdims=True)
@@ -84,7 +87,7 @@ def own_negatives(
     )
     virtual = tf.where(left_out > EXCLUDED / 2, virtual, EXCLUDED)
     virtual += math.log(virtual_weight)
-    return tf.reduce_logsumexp(tf.concat([logits, virtual], axis=1), axis=1)
+    return _log_sum(tf.concat([logits, virtual], axis=1), hardest)
 
 
 def take_rows(values: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -108,6 +111,12 @@ def take_rows(values: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         return tf.gather(values, rows), gradient
 
     return take(values)
+
+
+def _log_sum(logits: tf.Tensor, hardest: int | None) -> tf.Tensor:
+    if hardest is not None and hardest < logits.shape[1]:
+        logits = tf.math.top_k(logits, hardest, sorted=False).values
+    return tf.reduce_logsumexp(logits, axis=1)
 
 
 def _between(

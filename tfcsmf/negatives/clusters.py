@@ -16,7 +16,13 @@ from tfcsmf.config import ClusterConfig
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import CheckpointError, DataError
 from tfcsmf.files import atomic_directory
-from tfcsmf.negatives.modalities import BEHAVIOUR, Projection, align, item_vectors
+from tfcsmf.negatives.modalities import (
+    BEHAVIOUR,
+    RANDOM,
+    Projection,
+    align,
+    item_vectors,
+)
 
 # From this many items on k-means looks at samples of them.
 _MINI_BATCHES_FROM = 20_000
@@ -114,7 +120,7 @@ class SemanticClusters:
           log: of the other catalogue.
           key: of what is returned; see `cluster_key`.
         """
-        modalities = tuple(n for n in self.projections if n != BEHAVIOUR)
+        modalities = tuple(n for n in self.projections if n not in (BEHAVIOUR, RANDOM))
         vectors = item_vectors(log, modalities, 1, 0) if modalities else {}
         width = self.centres.shape[1]
         aligned, present = _aligned(vectors, self.projections, log.items.size, width)

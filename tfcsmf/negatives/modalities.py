@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import ConfigError, nearest
 
-BEHAVIOUR = "behaviour"
+BEHAVIOUR, RANDOM = "behaviour", "random"
 _TEMPERATURE = 0.1
 _ALIGNMENT_BATCH = 512
 _ALIGNMENT_RATE = 1e-2
@@ -28,8 +28,8 @@ def item_vectors(
     Args:
       log: its vector features of candidates are modalities; so is "behaviour".
       modalities: names; `None` takes all.
-      dimension: of behaviour vectors.
-      seed: of their decomposition.
+      dimension: of behaviour and random vectors.
+      seed: of their decomposition, and of random vectors.
 
     Raises:
       ConfigError: for a name that is no modality.
@@ -38,6 +38,11 @@ def item_vectors(
     known = [*(name for name in features if name != BEHAVIOUR), BEHAVIOUR]
     found: dict[str, np.ndarray] = {}
     for name in known if modalities is None else modalities:
+        if name == RANDOM:
+            shape = (log.items.size, dimension)
+            found[name] = np.random.default_rng(seed).normal(size=shape)
+            found[name] = found[name].astype(np.float32)
+            continue
         if name not in known:
             raise ConfigError(
                 "loss.negatives.esans.clusters.modalities should name vector features "

@@ -56,6 +56,7 @@ class NegativeSampler(abc.ABC):
       memory: candidates of earlier batches that are kept as negatives.
       pairs: the two places of every virtual negative; see
         `tfcsmf.losses.own_negatives`.
+      hardest: own negatives that count, see there; `None` for all.
     """
 
     in_batch: bool = True
@@ -64,6 +65,7 @@ class NegativeSampler(abc.ABC):
     own_draws: int = 0
     memory: int = 0
     pairs: tuple[tuple[int, int], ...] = ()
+    hardest: int | None = None
 
     @abc.abstractmethod
     def draw(self, targets: tf.Tensor, seed: tf.Tensor) -> Drawn:
