@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from tfcsmf.heterrec.attention import TokenMask, attention_bias
-from tfcsmf.heterrec.layers import OwnedLayer, apply_flat
+from tfcsmf.heterrec.layers import OwnedLayer, apply_flat, scaled
 from tfcsmf.heterrec.transformer import BlockSettings, BlockStack, TemporalEncoder
 from tfcsmf.towers import MaskedDense, MaskedEmbedding
 
@@ -161,15 +161,16 @@ class HierarchicalEncoder(OwnedLayer):
 
     def _with_event(self, history: History, stage: int | None) -> tf.Tensor:
         """Returns the tokens, that of the event type first: later ones see it."""
+        tokens = scaled(history.tokens)
         if self.event_table is None:
-            return history.tokens
+            return tokens
         if history.events is None:
             raise ValueError(
                 "`history.events` should be given where `num_events` is set. "
                 "Received: None."
             )
         event = self.event_table(history.events, stage)[:, :, tf.newaxis]
-        return tf.concat([event, history.tokens], axis=2)
+        return tf.concat([event, tokens], axis=2)
 
     def _token_level(
         self,

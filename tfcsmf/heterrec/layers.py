@@ -59,6 +59,16 @@ def dropped(
     return tf.nn.experimental.stateless_dropout(inputs, rate, folded)
 
 
+def scaled(tokens: tf.Tensor) -> tf.Tensor:
+    """Multiplies the tokens of a history by the root of their width.
+
+    Tables begin small; without it, half of what a sequence says at first is where it
+    stands (Vaswani et al. 2017, section 3.4, does the same). Candidates stay as they
+    are.
+    """
+    return float(tokens.shape[-1]) ** 0.5 * tokens
+
+
 def apply_flat(
     layer: MaskedDense, inputs: tf.Tensor, stage: int | None = None
 ) -> tf.Tensor:

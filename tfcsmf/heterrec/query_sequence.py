@@ -133,7 +133,7 @@ class QuerySequence(OwnedLayer):
             layer(value, stage)
             for layer, value in zip(self.projections, values, strict=True)
         ]
-        return token_scale(self.width) * tf.stack(projected, axis=1)
+        return tf.stack(projected, axis=1)
 
     def close(self, names: Sequence[str]) -> None:
         """Hides histories from all passes until they are opened."""
@@ -206,12 +206,3 @@ def encode_last(
         merged.gaps,
     )
     return encoder(history, stage, seed).items[:, -1]
-
-
-def token_scale(width: int) -> float:
-    """Returns what tokens are multiplied by.
-
-    Tables of towers begin small; without it, all a sequence says at first is where
-    it stands (Vaswani et al. 2017, section 3.4, does the same).
-    """
-    return float(width) ** 0.5

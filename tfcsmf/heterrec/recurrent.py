@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.heterrec.encoder import Encoded, History
-from tfcsmf.heterrec.layers import OwnedLayer, apply_flat, dropped
+from tfcsmf.heterrec.layers import OwnedLayer, apply_flat, dropped, scaled
 from tfcsmf.towers import MaskedDense
 
 
@@ -60,7 +60,7 @@ class RecurrentEncoder(OwnedLayer):
     ) -> Encoded:
         """Encodes a batch; see the class."""
         mask = history.mask[:, :, tf.newaxis]
-        outputs = history.tokens[:, :, 0]
+        outputs = scaled(history.tokens[:, :, 0])
         for index in range(self.depth):
             outputs = dropped(outputs, self.dropout, seed, index)
             outputs = self._layer(index, outputs, mask, stage)

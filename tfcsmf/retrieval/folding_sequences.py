@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfcsmf.data.merged_lists import merge_lists
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.heterrec.layers import OwnedLayer
-from tfcsmf.heterrec.query_sequence import QuerySequence, encode_last, token_scale
+from tfcsmf.heterrec.query_sequence import QuerySequence, encode_last
 from tfcsmf.retrieval.folding import (
     FoldedDense,
     FoldedTower,
@@ -133,7 +133,7 @@ class FoldedSequence(tf.Module):
             part if part.shape[0] == most else tf.repeat(part, most, axis=0)
             for part in parts
         ]
-        return token_scale(self._names[2]) * tf.stack(parts, axis=2)
+        return tf.stack(parts, axis=2)
 
 
 def fold_sequence(
