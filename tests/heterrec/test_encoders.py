@@ -194,6 +194,14 @@ def test_configuration_round_trip(encoder):
     assert again.get_config() == encoder.get_config()
 
 
+def test_items_start_as_the_sum_of_their_tokens_by_the_root_of_the_width():
+    parts = history()
+    (items,) = encode(hierarchical(token_layers=0, item_layers=0), parts)
+    total = WIDTH**0.5 * parts["tokens"].sum(axis=2)
+    expected = np.where(parts["mask"][:, :, None], total, 0.0)
+    np.testing.assert_allclose(items, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_gated_unit_by_hand():
     layer = RecurrentEncoder(1)
     parts = {"tokens": np.full([1, 2, 1, 1], 0.5, np.float32), "mask": [[True, True]]}

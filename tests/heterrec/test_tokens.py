@@ -1,6 +1,7 @@
 """Item tokens and the candidate side: every kind of feature by hand."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfcsmf.data.rows import MISSING, PADDING, UNKNOWN
@@ -82,6 +83,18 @@ def test_cross_tower_by_hand():
     joined = np.concatenate(expected, axis=1)
     cross = joined @ tower.cross.last.kernel.numpy() + [0.1, 0.2, 0.3]
     np.testing.assert_allclose(vectors, cross, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_item_vectors_start_as_the_sum_of_their_tokens(hidden):
+    tokens = tf.random.stateless_normal([6, 3, 4], [0, 1])
+    tower = CrossTower(3, 4, hidden)
+    vectors, features = tower(tokens)
+    # Hidden layers add little at first.
+    close = {"atol": 0.5} if hidden else {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(features, tokens, **close)
+    np.testing.assert_allclose(vectors, tf.reduce_sum(features, 1), **close)
+    assert hidden == () or not np.allclose(features, tokens)
 
 
 def test_tied_candidates_are_the_id_embeddings():

@@ -42,10 +42,14 @@ class CrossTower(OwnedLayer):
         self.width = width
         self.hidden_units = tuple(hidden_units)
         self.towers = [
-            Perceptron(width, width, hidden_units, name=f"tower_{index}")
+            Perceptron(
+                width, width, hidden_units, linear_path=True, name=f"tower_{index}"
+            )
             for index in range(num_tokens)
         ]
-        self.cross = Perceptron(num_tokens * width, width, hidden_units, name="cross")
+        self.cross = Perceptron(
+            num_tokens * width, width, hidden_units, linear_path=True, name="cross"
+        )
 
     def parts(self) -> list[tuple[Any, int]]:
         """See `OwnedLayer`."""

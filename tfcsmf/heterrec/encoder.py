@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from tfcsmf.heterrec.attention import TokenMask, attention_bias
-from tfcsmf.heterrec.layers import OwnedLayer, apply_flat, scaled
+from tfcsmf.heterrec.layers import OwnedLayer, apply_flat, scaled, start_as_sum
 from tfcsmf.heterrec.transformer import BlockSettings, BlockStack, TemporalEncoder
 from tfcsmf.towers import MaskedDense, MaskedEmbedding
 
@@ -136,6 +136,12 @@ class HierarchicalEncoder(OwnedLayer):
             (self.item_blocks, width),
         ]
         return [(layer, size) for layer, size in parts if layer is not None]
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights; the merge starts as the sum of the tokens."""
+        super().build(input_shape)
+        if self.merge is not None:
+            start_as_sum(self.merge)
 
     def call(
         self,

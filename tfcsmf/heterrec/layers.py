@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.towers import MaskedDense, OwnedParameter
+from tfcsmf.towers.linear_path import start_linear
 from tfcsmf.towers.tower import build_layer
 
 
@@ -84,6 +85,19 @@ def apply_flat(
     return tf.ensure_shape(outputs, [*inputs.shape[:-1], layer.units])
 
 
+def start_as_sum(layer: MaskedDense, activations: int = 0) -> None:
+    """Lets a layer start as the sum of the parts of its inputs.
+
+    Args:
+      layer: built, for [activations; parts of as many columns as it has units].
+      activations: of hidden layers; they add little at first.
+    """
+    identity = tf.eye(layer.units)
+    rows = int(layer.kernel.shape[0])
+    starts = [(first, identity) for first in range(0, rows - activations, layer.units)]
+    start_linear(layer.kernel, activations, starts)
+
+
 class Perceptron(OwnedLayer):
     """Masked dense layers: hidden ones with an activation, then a linear one.
 
@@ -93,6 +107,9 @@ class Perceptron(OwnedLayer):
       hidden_units: sizes of the hidden layers; may be empty.
       activation: of the hidden layers.
       dropout: rate on the outputs of hidden layers in training.
+      linear_path: the last layer also sees the inputs, and starts as the sum of their
+        parts of `units` columns, which `width` has to be a multiple of: so vectors
+        start as the embeddings that they are made of.
 
     Call arguments: float [..., width]; `stage` and `seed` as in `OwnedLayer`.
     Returns float [..., units].
@@ -109,6 +126,7 @@ class Perceptron(OwnedLayer):
         hidden_units: Sequence[int] = (),
         activation: str = "gelu",
         dropout: float = 0.0,
+        linear_path: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -117,6 +135,7 @@ class Perceptron(OwnedLayer):
         self.hidden_units = tuple(hidden_units)
         self.activation = activation
         self.dropout = dropout
+        self.linear_path = linear_path
         self.hidden = [
             MaskedDense(size, activation, name=f"hidden_{index}")
             for index, size in enumerate(self.hidden_units)
@@ -126,7 +145,15 @@ class Perceptron(OwnedLayer):
     def parts(self) -> list[tuple[Any, int]]:
         """See `OwnedLayer`."""
         widths = [self.width, *self.hidden_units]
+        if self.linear_path and self.hidden:
+            widths[-1] += self.width
         return list(zip([*self.hidden, self.last], widths, strict=True))
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights."""
+        super().build(input_shape)
+        if self.linear_path:
+            start_as_sum(self.last, self.hidden_units[-1] if self.hidden else 0)
 
     def call(
         self,
@@ -135,10 +162,13 @@ class Perceptron(OwnedLayer):
         seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Applies the layers; see the class."""
+        outputs = inputs
         for index, layer in enumerate(self.hidden):
-            inputs = apply_flat(layer, inputs, stage)
-            inputs = dropped(inputs, self.dropout, seed, index)
-        return apply_flat(self.last, inputs, stage)
+            outputs = apply_flat(layer, outputs, stage)
+            outputs = dropped(outputs, self.dropout, seed, index)
+        if self.linear_path and self.hidden:
+            outputs = tf.concat([outputs, inputs], axis=-1)
+        return apply_flat(self.last, outputs, stage)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -148,4 +178,5 @@ class Perceptron(OwnedLayer):
             "hidden_units": list(self.hidden_units),
             "activation": self.activation,
             "dropout": self.dropout,
+            "linear_path": self.linear_path,
         }

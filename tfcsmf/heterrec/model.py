@@ -90,7 +90,13 @@ class SequenceModel(tf.keras.Model):
 
         def heads(name: str) -> list[Perceptron]:
             return [
-                Perceptron(width, width, head_units or (), name=f"{name}_{step}")
+                Perceptron(
+                    width,
+                    width,
+                    head_units or (),
+                    linear_path=True,
+                    name=f"{name}_{step}",
+                )
                 for step in range(1, prediction.steps + 1)
             ]
 
