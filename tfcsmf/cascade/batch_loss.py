@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfcsmf.data.batch_parts import WHOLE
 from tfcsmf.losses import SampledSoftmax, adaptive_margin
 from tfcsmf.losses.chunked_softmax import EXCLUDED
 from tfcsmf.losses.own_negatives import own_negatives, take_rows
@@ -94,7 +95,8 @@ def batch_loss(
 
     Args:
       task: the softmax.
-      batch: of `tfcsmf.data.batches.StageBatches`.
+      batch: of `tfcsmf.data.batches.StageBatches`, or a part of one: then its share of
+        the loss of the whole.
       query: float [rows, d].
       candidate: float [columns, d].
       negatives: what the batch does not say of them.
@@ -133,6 +135,10 @@ def batch_loss(
         excluded = tf.concat([excluded, kept], axis=0)
         order = tf.argsort(excluded[:, 0], stable=True)
         excluded = tf.gather(excluded, order)
+    whole = batch.get(WHOLE)
+    columns = positives[:, 1] if whole is None else whole["columns"]
+    if whole is not None and draws is None:
+        draws = _all_draws(items, counts, whole)
     margin_of = None
     if margin is not None and frozen_candidates is not None:
         frozen = tf.gather(frozen_candidates, items)
@@ -157,9 +163,20 @@ def batch_loss(
         extra=extra,
     )
     if memory is not None and training:
-        columns = positives[:, 1]
         memory.push(tf.gather(candidate, columns), tf.gather(items, columns))
-    return loss / tf.cast(tf.shape(positives)[0], loss.dtype)
+    return loss / tf.cast(tf.size(columns), loss.dtype)
+
+
+def _all_draws(
+    items: tf.Tensor, counts: tf.Tensor | None, whole: Mapping[str, tf.Tensor]
+) -> tf.Tensor:
+    """Returns what `SampledSoftmax` takes for the draws of a whole batch."""
+    draws = tf.cast(tf.size(items), tf.float32)
+    if counts is not None:
+        draws = tf.reduce_sum(counts)
+    number = tf.cast(tf.size(whole["columns"]), tf.float32)
+    draws -= number / tf.cast(whole["rows"], tf.float32)
+    return tf.maximum(draws, 1.0)
 
 
 def _own(

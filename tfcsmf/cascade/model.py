@@ -12,6 +12,7 @@ import tensorflow_recommenders as tfrs
 from tfcsmf.cascade.batch_loss import StageNegatives, UpstreamMargin, batch_loss
 from tfcsmf.cascade.histories import close_histories, opening_stages
 from tfcsmf.config import Config
+from tfcsmf.data.batch_parts import PART, part_of_batch
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, history_name
 from tfcsmf.data.prepared import EntityTable, PreparedLog
 from tfcsmf.data.rows import NUM_RESERVED
@@ -134,6 +135,7 @@ class CSMF(tfrs.Model):
         training: bool = False,
         seed: tf.Tensor | None = None,
         blocks: Blocks = NO_BLOCKS,
+        part: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns u^(stage), float [n, d].
 
@@ -144,9 +146,11 @@ class CSMF(tfrs.Model):
             `FREE` dimensions count as its own.
           seed: int [2], switches dropout on.
           blocks: see `row_blocks`.
+          part: the rows to encode, see `Tower`.
         """
+        own = {} if part is None else {"part": part}
         vectors = self.query_tower(
-            inputs, None if training else stage, seed=seed, blocks=blocks
+            inputs, None if training else stage, seed=seed, blocks=blocks, **own
         )
         vectors = tf.where(self._query_blocks(stage, training), vectors, 0.0)
         return bounded(vectors) if self.normalize else vectors
@@ -181,17 +185,20 @@ class CSMF(tfrs.Model):
         The stage is the current one.
 
         Args:
-          inputs: a batch of `tfcsmf.data.batches.StageBatches`.
+          inputs: a batch of `tfcsmf.data.batches.StageBatches`. With a `part` of its
+            rows, that part's share of the loss, see `tfcsmf.data.batch_parts`.
           training: switches dropout on.
         """
-        stage = self.stage
+        stage, part = self.stage, inputs.get(PART)
         seed = inputs["seed"] if training else None
         blocks = self.row_blocks(inputs.get("rows", {}))
-        query = self.query_vectors(inputs["query"], stage, True, seed, blocks)
+        query = self.query_vectors(inputs["query"], stage, True, seed, blocks, part)
         other_seed = None if seed is None else seed + [0, 7]
         candidate = self.candidate_vectors(
             inputs["candidate"], stage, True, other_seed, blocks
         )
+        if part is not None:
+            inputs = part_of_batch(inputs)
         margin = None
         if stage > 0:
             if self.frozen_candidates is None:
@@ -233,7 +240,9 @@ class CSMF(tfrs.Model):
     ) -> UpstreamMargin | None:
         if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
             return None
-        upstream = self.query_vectors(inputs["query"], self.stage - 1, blocks=blocks)
+        upstream = self.query_vectors(
+            inputs["query"], self.stage - 1, blocks=blocks, part=inputs.get(PART)
+        )
         if self.task.temperature is not None:
             upstream = upstream / self.task.temperature
         return UpstreamMargin(self.margin, upstream, frozen, inputs["positives"])

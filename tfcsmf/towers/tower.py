@@ -90,8 +90,10 @@ class Tower(tf.keras.layers.Layer):
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
     [2], switches dropout on (stateless, so that a resumed run repeats it);
     `blocks`, by id name, the rows that ids in `inputs` are numbers in (see
-    `tfcsmf.data.batch_rows.row_blocks`).
-    Returns float [batch, d].
+    `tfcsmf.data.batch_rows.row_blocks`); `part`, int [3] of (first, last, batch), the
+    rows to encode, with the dropout they have in the whole batch (but for `sequence`,
+    which draws its own).
+    Returns float [batch, d], or [last - first, d] of a part.
     """
 
     def __init__(
@@ -267,21 +269,33 @@ class Tower(tf.keras.layers.Layer):
         stage: int | None = None,
         seed: tf.Tensor | None = None,
         blocks: Blocks = NO_BLOCKS,
+        part: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Encodes a batch; see the class."""
-        encodings = activations = self.encode(inputs, stage, seed, blocks)
+        encodings = activations = self.encode(inputs, stage, seed, blocks, part)
         for index, layer in enumerate(self.hidden):
-            activations = layer(self.dropped(activations, seed, index), stage)
+            activations = layer(self.dropped(activations, seed, index, part), stage)
         seen = beside(activations, encodings)
-        return self.output_layer(self.dropped(seen, seed, len(self.hidden)), stage)
+        seen = self.dropped(seen, seed, len(self.hidden), part)
+        return self.output_layer(seen, stage)
 
-    def dropped(self, inputs: tf.Tensor, seed: tf.Tensor | None, index: int) -> Any:
+    def dropped(
+        self,
+        inputs: tf.Tensor,
+        seed: tf.Tensor | None,
+        index: int,
+        part: tf.Tensor | None = None,
+    ) -> Any:
         """Returns the inputs of dense layer `index` after dropout, if that is on."""
         if seed is None or not self.dropout:
             return inputs
-        return tf.nn.experimental.stateless_dropout(
-            inputs, self.dropout, seed + [index + 1, 0]
-        )
+        own = seed + [index + 1, 0]
+        if part is None:
+            return tf.nn.experimental.stateless_dropout(inputs, self.dropout, own)
+        first, last, rows = tf.unstack(part)
+        whole = tf.pad(inputs, [[first, rows - last], [0, 0]])
+        dropped = tf.nn.experimental.stateless_dropout(whole, self.dropout, own)
+        return dropped[first:last]
 
     def encode(
         self,
@@ -289,14 +303,22 @@ class Tower(tf.keras.layers.Layer):
         stage: int | None = None,
         seed: tf.Tensor | None = None,
         blocks: Blocks = NO_BLOCKS,
+        part: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns what the dense layers see, float [batch, input_width]."""
         ids = inputs[self.id_name]
         if seed is not None:
             ids = self._hidden_ids(ids, seed, blocks)
+        lists = self._lists(inputs, seed)
+        if part is not None:
+            first, last, _ = tf.unstack(part)
+            inputs = {f.name: inputs[f.name][first:last] for f in self.features}
+            lists = {name: rows[first:last] for name, rows in lists.items()}
+            ids = ids[first:last]
+            if seed is not None:
+                seed = tf.random.experimental.stateless_fold_in(seed, first)
         parts = [self.id_table(ids, stage, blocks.get(self.id_name))]
         parts += self.encode_features(inputs, stage)
-        lists = self._lists(inputs, seed)
         parts += self._pooled(lists, tf.shape(ids)[0], stage, blocks)
         if self.sequence is not None and lists:
             block = blocks.get(self._history_table().name)
