@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="seed of everything random")
     add("--resume", action="store_true", help="continue a killed run in --output")
     add("--query-encoder", help="pooled (default), heterrec, merged, sasrec, gru4rec")
+    add(
+        "--distribution",
+        choices=("none", "multi_worker"),
+        default="none",
+        help="multi_worker trains with the workers of TF_CONFIG, see docs/scale.md",
+    )
     add("--extend", metavar="DIR", help="append objectives to this finished run")
     return parser
 
@@ -39,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     cli.configure_logging(arguments.quiet)
     # Imported late: `--help` and usage errors answer at once.
-    from tfcsmf.cascade.run import base_tree, run_cascade
+    from tfcsmf.cascade.run import assist_cascade, base_tree, run_cascade
+    from tfcsmf.cascade.workers import open_workers
     from tfcsmf.config import Config, read_yaml, with_options
     from tfcsmf.errors import ConfigError
     from tfcsmf.evaluation.report import format_table
 
+    # First of all: TensorFlow's runtime has to start as a part of the cluster.
+    workers = open_workers(arguments.distribution)
     objectives = cli.split_names(arguments.objectives)
     if arguments.extend and arguments.config:
         raise ConfigError(
@@ -60,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("towers", "query_encoder"): arguments.query_encoder,
     }
     config = Config.from_dict(with_options(tree, options), arguments.set)
+    if workers is not None and not workers.is_chief:
+        assist_cascade(config, workers, arguments.extend)
+        return 0
     result = run_cascade(
         config,
         arguments.output,
         resume=arguments.resume,
         extend=arguments.extend,
         show_progress=not arguments.quiet,
+        workers=workers,
     )
     print(format_table(result.metrics))
     print(cli.next_steps(arguments.output, result.report))

@@ -24,6 +24,10 @@ class CheckpointError(TfcsmfError, RuntimeError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class WorkerError(TfcsmfError, RuntimeError):
+    """A worker of a training on several machines failed, or holds other data."""
+
+
 class ExportError(TfcsmfError, RuntimeError):
     """A model could not be exported or an exported model is not usable."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tfcsmf.cascade.model import CSMF, build_model
 from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.cascade.training_state import load_model_arrays
+from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import Config, read_yaml
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import PreparedLog
@@ -52,6 +54,7 @@ def run_cascade(
     resume: bool = False,
     extend: str | Path | None = None,
     show_progress: bool = True,
+    workers: Workers | None = None,
 ) -> RunResult:
     """Runs the whole cascade; see `pipelines/run_cascade.py`.
 
@@ -62,10 +65,27 @@ def run_cascade(
       extend: folder of a finished run whose model gets the objectives that
         `config` has beyond those of that run.
       show_progress: draw progress bars on stderr.
+      workers: that train it together; this is their chief, see `assist_cascade`.
 
     Raises:
       TfcsmfError: for every mistake a user can mend.
     """
+    if workers is not None:
+        with workers.meeting():
+            result = _run(config, output, resume, extend, show_progress, workers)
+            workers.finish()
+            return result
+    return _run(config, output, resume, extend, show_progress, None)
+
+
+def _run(
+    config: Config,
+    output: str | Path,
+    resume: bool,
+    extend: str | Path | None,
+    show_progress: bool,
+    workers: Workers | None,
+) -> RunResult:
     folder = RunFolder(output)
     base = RunFolder(extend) if extend else None
     if base is not None:
@@ -76,6 +96,8 @@ def run_cascade(
         if continued:
             folder.check_same(config, base.path if base else None)
             if section["status"] == "finished":
+                if workers is not None:
+                    workers.dismiss()
                 _LOG.info("The run in %s is finished already.", folder.path)
                 metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
                 return RunResult(metrics, folder.metrics.with_name("index.html"), None)
@@ -95,13 +117,74 @@ def run_cascade(
         schema = save_schema(log) | {"examples": fingerprint(log)}
         if continued:
             check_same_log(store, schema)
+        if workers is not None:
+            check_rows(config, log, workers)
+            workers.begin(shared_fingerprint(config, schema))
         else:
             store.clear()
         folder.write_config(config, "running", base.path if base else None, continued)
         store.save_schema(schema)
         return _train_and_publish(
-            config, folder, log, model, resume, source, show_progress
+            config, folder, log, model, resume, source, show_progress, workers
         )
+
+
+def assist_cascade(
+    config: Config, workers: Workers, extend: str | Path | None = None
+) -> None:
+    """Trains along with the chief, which runs `run_cascade`; writes nothing to keep.
+
+    Args:
+      config: the chief's; its log has to be readable here as well.
+      workers: this one and the chief.
+      extend: the chief's, readable here.
+
+    Raises:
+      TfcsmfError: for every mistake a user can mend.
+    """
+    with workers.meeting(), tempfile.TemporaryDirectory() as folder:
+        base = CheckpointStore(RunFolder(extend).checkpoints) if extend else None
+        start = _base_checkpoint(base, config) if base else None
+        schema = base.load_schema() if base else None
+        log = prepare(config, schema)
+        model = build_model(config, log)
+        if start is not None:
+            load_model_arrays(model, start.arrays)
+        check_rows(config, log, workers)
+        own = save_schema(log) | {"examples": fingerprint(log)}
+        if not workers.begin(shared_fingerprint(config, own)):
+            _LOG.info("The chief has nothing to train.")
+        else:
+            first = len(schema["objectives"]) if schema else 0
+            # The chief shows the progress of all.
+            trainer = CascadeTrainer(config, log, model, folder, first, False, workers)
+            trainer.train()
+        workers.finish()
+
+
+def shared_fingerprint(config: Config, schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns what has to be the same on all workers; paths may differ."""
+    tree = config.to_dict()
+    for name in ("events", "items", "users"):
+        del tree["data"][name]
+    return {"config": tree, "schema": schema}
+
+
+def check_rows(config: Config, log: PreparedLog, workers: Workers) -> None:
+    """Refuses batches with fewer rows than workers.
+
+    Raises:
+      ConfigError: naming the objective.
+    """
+    for name in log.objectives:
+        users = len(np.unique(log.train[name].pairs.users))
+        rows = min(config.stage(name).batch_size, users)
+        if rows < workers.count:
+            raise ConfigError(
+                "Every worker should have a row of each batch: batch_size and the "
+                f"number of users at least {workers.count}. Received: {rows} for "
+                f"{name!r}. Start fewer workers."
+            )
 
 
 def _check_base(base: RunFolder, folder: RunFolder) -> None:
@@ -151,12 +234,13 @@ def _train_and_publish(
     resume: bool,
     base: CheckpointStore | None,
     show_progress: bool,
+    workers: Workers | None,
 ) -> RunResult:
     first_stage = 0
     if base is not None:
         first_stage = len(base.load_schema()["objectives"])
     trainer = CascadeTrainer(
-        config, log, model, folder.path, first_stage, show_progress
+        config, log, model, folder.path, first_stage, show_progress, workers
     )
     resumed = trainer.resume() if resume else False
     if resumed:

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import StageConfig
+from tfcsmf.data.batch_parts import PART
+from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.optimizers import RowAdagrad, RowAdam
 from tfcsmf.towers import FREE, MaskedEmbedding, OwnedParameter
 
@@ -41,12 +44,18 @@ class StageStep:
       settings: optimizer, learning rates and decay.
       batch_spec: `StageBatches.element_spec`; batches differ in shape, and without
         it some of them would be compiled for anew.
+      workers: share every batch; `None` for a process on its own.
     """
 
     def __init__(
-        self, model: Trainable, settings: StageConfig, batch_spec: Any = None
+        self,
+        model: Trainable,
+        settings: StageConfig,
+        batch_spec: Any = None,
+        workers: Workers | None = None,
     ) -> None:
         self.model = model
+        self._workers = workers
         self._settings = settings
         owners = (FREE, model.stage)
         trained = [
@@ -110,9 +119,12 @@ class StageStep:
         return self._compiled(batch)
 
     def _step(self, batch: Mapping[str, Any]) -> tf.Tensor:
-        loss, gradients = self._gradients(batch, training=True)
-        split = len(self._dense)
         distinct = [self.model.id_tables[name].table for name in batch.get("rows", {})]
+        if self._workers is None:
+            loss, gradients = self._gradients(batch, training=True)
+        else:
+            loss, gradients = self._shared_gradients(self._workers, batch, distinct)
+        split = len(self._dense)
         groups = (
             (self.optimizers[0], gradients[:split], self._dense),
             (self.optimizers[1], gradients[split:], self._tables),
@@ -135,6 +147,17 @@ class StageStep:
             tape.watch(variables)
             loss = self.model.compute_loss(batch, training=training)
         return loss, tape.gradient(loss, variables)
+
+    def _shared_gradients(
+        self, workers: Workers, batch: Mapping[str, Any], distinct: list[tf.Variable]
+    ) -> tuple[tf.Tensor, list[Any]]:
+        """Returns loss and gradients of a batch of which each worker does a part."""
+        rows = tf.shape(batch["query"][QUERY_ID])[0]
+        part = {**batch, PART: workers.part(rows)}
+        loss, gradients = self._gradients(part, training=True)
+        # Batches name the same table rows on all workers.
+        variables = [*self._dense, *self._tables]
+        return workers.add_up(loss, gradients, variables, same_rows=distinct)
 
     def fisher(self, batches: tf.data.Dataset) -> dict[str, np.ndarray]:
         """Returns summed squared batch gradients by parameter name.

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfcsmf.cascade import capacity
-from tfcsmf.cascade.checkpoints import CheckpointStore, SavePace
+from tfcsmf.cascade.checkpoints import Checkpoint, CheckpointStore, SavePace
 from tfcsmf.cascade.dimensions import measure_dimensions
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.frozen import FrozenScores
@@ -25,6 +25,7 @@ from tfcsmf.cascade.pruning import make_criterion
 from tfcsmf.cascade.samplers import make_sampler, stage_negatives
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.cascade.training_state import TrainingState
+from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import ClusterConfig, Config
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
@@ -51,9 +52,11 @@ class CascadeTrainer:
       config: stage settings are `config.stage(objective)`.
       log: the prepared log.
       model: trained in place.
-      directory: the run's folder; `checkpoints/` and `logs/` are written into it.
+      directory: the run's folder; `checkpoints/` and `logs/` are written into it. Each
+        worker has its own, and no checkpoints but the chief's are written.
       first_stage: where to start; > 0 appends objectives to a trained model.
       show_progress: draw progress bars on stderr.
+      workers: train it together; `None` for a process on its own.
 
     Example:
       >>> trainer = CascadeTrainer(config, log, model, "out")  # doctest: +SKIP
@@ -68,11 +71,13 @@ class CascadeTrainer:
         directory: str | Path,
         first_stage: int = 0,
         show_progress: bool = True,
+        workers: Workers | None = None,
     ) -> None:
         self.config = config
         self.log = log = with_later_events(log, config.cascade.later_weight)
         self.model = model
         self.show_progress = show_progress
+        self.workers = workers
         self.encoder = Encoder(model, log, config.data.history_length)
         self._history_stages = history_stages(config, log)
         self.store = CheckpointStore(
@@ -123,9 +128,32 @@ class CascadeTrainer:
           stages: stop once so many are finished; None for all.
         """
         last = self.num_stages if stages is None else stages
+        if self.workers is not None:
+            self._follow_chief(self.workers)
         while self.progress.stage < last:
             self._run_stage()
         return self.progress
+
+    def _follow_chief(self, workers: Workers) -> None:
+        """Gives all workers the chief's position, which may be that of a checkpoint."""
+        state, arrays = self.state.contents(self.state.slots)
+        state, arrays = workers.arrays_from_chief(state, arrays)
+        if not workers.is_chief:
+            self.state.restore(Checkpoint(state, arrays, self.store.directory))
+        if "esans" in map(self.config.sampler, self.log.objectives):
+            if workers.is_chief:
+                _ = self.clusters  # made, or read, before they are sent
+            workers.files_from_chief(self._cluster_folder)
+
+    def _agree(self, workers: Workers) -> None:
+        """Gives all workers the chief's arrays where they have come to differ.
+
+        Sums are the same on all of them, but machines of different kinds may round
+        what each computes for itself differently.
+        """
+        _, arrays = self.state.contents({})
+        if not workers.agree([arrays[name] for name in sorted(arrays)]):
+            self.state.take(workers.arrays_from_chief({}, arrays)[1])
 
     # One stage, top to bottom.
 
@@ -135,7 +163,7 @@ class CascadeTrainer:
         settings = self.config.stage(objective)
         batches = self._batches(objective)
         self._open(stage, batches)
-        step = StageStep(self.model, settings, batches.element_spec)
+        step = StageStep(self.model, settings, batches.element_spec, self.workers)
         if progress.phase == "train":
             step.start("train", stage, self.state.slots)
             self._run_phase(step, batches, 1.0, settings.epochs, settings.patience)
@@ -227,6 +255,8 @@ class CascadeTrainer:
         patience: int,
     ) -> None:
         progress = self.progress
+        if self.workers is not None:
+            self._agree(self.workers)
         per_epoch = batches.steps_per_epoch(share)
         total = per_epoch * epochs
         # Training and recovery draw from different generators.
@@ -330,7 +360,15 @@ class CascadeTrainer:
         return value
 
     def validate(self, stage: int) -> float | None:
-        """Returns validation recall (unseen) of the stage in training."""
+        """Returns validation recall (unseen) of the stage in training.
+
+        All workers act on the value that the chief measures.
+        """
+        if self.workers is not None:
+            return self.workers.value_from_chief(lambda: self._validate(stage))
+        return self._validate(stage)
+
+    def _validate(self, stage: int) -> float | None:
         objective = self.log.objectives[stage]
         if not len(self.log.validation[objective].users):
             return None
@@ -435,6 +473,8 @@ class CascadeTrainer:
 
     def _save(self, step: StageStep | None) -> None:
         """Writes a checkpoint; without a step the next phase has fresh slots."""
+        if self.workers is not None and not self.workers.is_chief:
+            return
         with self.pace.saving():
             self.store.save(*self.state.contents(step.state() if step else {}))
 

@@ -129,14 +129,18 @@ class TrainingState:
           CheckpointError: if it belongs to another configuration or log.
         """
         self.progress = Progress(**checkpoint.state)
-        load_model_arrays(self._model, checkpoint.arrays)
-        self.average = _group(checkpoint.arrays, "average")
-        self.best = _group(checkpoint.arrays, "best")
+        self.slots = _group(checkpoint.arrays, "optimizer")
+        self.take(checkpoint.arrays)
+
+    def take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Sets everything but the position and the slots, see `contents`."""
+        load_model_arrays(self._model, arrays)
+        self.average = _group(arrays, "average")
+        self.best = _group(arrays, "best")
         if self._best_is_latest:
             self.keep_best()
-        self.before_pruning = _group(checkpoint.arrays, "before_pruning")
-        self.slots = _group(checkpoint.arrays, "optimizer")
-        self._frozen.arrays = _group(checkpoint.arrays, "frozen")
+        self.before_pruning = _group(arrays, "before_pruning")
+        self._frozen.arrays = _group(arrays, "frozen")
 
     def inherit(self, checkpoint: Checkpoint) -> None:
         """Takes over the reports of a finished run that is being extended."""
