@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pipelines"))
 import run_cascade  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("worker_runs.py")
+# Of entries up to 1 after some 20 steps of Adam, which the order of sums moves by 4e-7.
+TOLERANCE = 1e-5
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 # Small, but with what differs between one process and two: drawn negatives, dropout,
 # hidden ids, thinned histories, and a later stage with frozen entries.
@@ -78,9 +80,26 @@ def end_of(output):
     return CheckpointStore(output / "checkpoints").latest(), metrics
 
 
+def losses(checkpoint):
+    """Returns the mean loss of every epoch of every phase."""
+    curves = checkpoint.state["curves"].values()
+    phases = [phase for curve in curves for phase in curve["phases"]]
+    return [loss for phase in phases for loss in phase["loss"]]
+
+
 @pytest.mark.timeout(600)  # seconds on idle cores
 def test_two_workers_end_like_one_process(tmp_path):
-    statuses, logs = runs(tmp_path, "one", "two")
+    check_two(tmp_path, features=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_workers_with_features_end_like_one_process(tmp_path):
+    check_two(tmp_path, features=True)
+
+
+def check_two(tmp_path, features):
+    statuses, logs = runs(tmp_path, "one", "two", features=features)
     assert statuses == {"one": 0, "two": [0, 0]}, logs
     (ours, metrics), (theirs, expected) = (
         end_of(tmp_path / name) for name in ("two", "one")
@@ -92,8 +111,10 @@ def test_two_workers_end_like_one_process(tmp_path):
             np.testing.assert_array_equal(ours.arrays[name], value, err_msg=name)
         else:
             np.testing.assert_allclose(
-                ours.arrays[name], value, rtol=1e-3, atol=TOLERANCE, err_msg=name
+                ours.arrays[name], value, rtol=0, atol=TOLERANCE, err_msg=name
             )
+    # Adam hardly notices gradients of another size; losses are those of the batches.
+    assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
     for mine, other in zip(metrics["stages"], expected["stages"], strict=True):
         assert mine["examples_seen"] == other["examples_seen"]
         assert mine["best_validation"] == pytest.approx(other["best_validation"])
@@ -103,14 +124,10 @@ def test_two_workers_end_like_one_process(tmp_path):
     assert (tmp_path / "two" / "serving" / "1").is_dir()
 
 
-# After 30 steps of Adam at learning rates up to 5e-3; parameters move by some .1.
-TOLERANCE = 2e-4
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_workers_resume_to_the_same_end(tmp_path):
-    statuses, logs = runs(tmp_path, "two", "killed", "lost", features=True)
+    statuses, logs = runs(tmp_path, "two", "killed", "lost")
     killed = [-signal.SIGKILL] * 2
     assert statuses["killed"] == killed and statuses["resumed"] == [0, 0], logs
     ours, theirs = (end_of(tmp_path / name)[0] for name in ("killed", "two"))
