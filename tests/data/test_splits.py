@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfcsmf.data import splits
+from tfcsmf.data import carving, splits
 from tfcsmf.data.splits import DROPPED, HELD, TEST, TRAIN, VALID, CodedLog
 from tfcsmf.errors import DataError
 
@@ -115,7 +115,7 @@ def test_another_objective_redraws_no_validation_pair(method, seed):
         part = np.full(len(rows), TRAIN, np.int8)
         if method != "none":
             part = splits.assign(log, method, 0.1, seed)
-        parts.append(splits.carve(log, part, range(count), 25, 0.2, seed))
+        parts.append(carving.carve(log, part, range(count), 25, 0.2, seed))
     old = log.events < 2
     for value in (TEST, VALID):
         before, after = (set(np.flatnonzero(old & (p == value))) for p in parts)
@@ -139,7 +139,7 @@ def test_other_users_redraw_no_pair_of_a_user():
             (keys, np.arange(40), np.arange(2)),
         )  # fmt: skip
         part = splits.assign(log, "random", 0.1, 7)
-        part = splits.carve(log, part, [0, 1], 10**6, 0.05, 7)
+        part = carving.carve(log, part, [0, 1], 10**6, 0.05, 7)
         found.append(
             {
                 value: {tuple(row) for row in some[part == value] if row[0] < 200}
@@ -187,7 +187,7 @@ def test_carving(seed):
     rows = np.unique(rng.integers((30, 15, 4), size=(500, 3)), axis=0)
     log = coded([(*row, 0) for row in rows], 3, timed=False)
     before = np.where(rng.random(len(rows)) < 0.1, TEST, TRAIN).astype(np.int8)
-    part = splits.carve(log, before, [0, 1, 2], most_users=10, share=0.2, seed=seed)
+    part = carving.carve(log, before, [0, 1, 2], most_users=10, share=0.2, seed=seed)
     keys = log.pair_keys
     assert (part[before == TEST] == TEST).all()
     for code in range(3):
@@ -210,9 +210,9 @@ def test_carving_spares_the_last_pair_of_an_objective_and_of_a_user():
     log = coded(rows, 2, timed=False)
     part = np.full(4, TRAIN, np.int8)
     for seed in range(10):
-        carved = splits.carve(log, part, [0, 1], 5, 0.9, seed)
+        carved = carving.carve(log, part, [0, 1], 5, 0.9, seed)
         assert carved.tolist() == [TRAIN, VALID, TRAIN, TRAIN]
-    assert splits.carve(log, part, [0, 1], 0, 0.9, 0).tolist() == part.tolist()
+    assert carving.carve(log, part, [0, 1], 0, 0.9, 0).tolist() == part.tolist()
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -228,7 +228,7 @@ def test_carving_takes_pairs_of_the_kind_that_test_has(alone):
     log = coded(rows, 2, timed=False)
     before, found = np.array(part, np.int8), []
     for seed in range(3):
-        part = splits.carve(log, before, [1], 8, 0.5, seed)
+        part = carving.carve(log, before, [1], 8, 0.5, seed)
         viewed = log.items[part == VALID] < 5
         assert len(viewed) == 8
         found.append(viewed.any())
@@ -236,5 +236,5 @@ def test_carving_takes_pairs_of_the_kind_that_test_has(alone):
     # Met in training is seen, whatever test has of it.
     seen = np.append(before, [TRAIN] * 8).astype(np.int8)
     log = coded([*rows, *((u, 10, 0, 0) for u in range(8))], 2, timed=False)
-    found = [splits.carve(log, seen, [1], 8, 0.5, seed) for seed in range(3)]
+    found = [carving.carve(log, seen, [1], 8, 0.5, seed) for seed in range(3)]
     assert any((log.items[part == VALID] < 5).any() for part in found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ _SPLITS = {
     "eval": "valid",
     "test": "test",
 }
-_PARTS = ("train", "valid", "test")
+PARTS = ("train", "valid", "test")
 _SHOWN = 5  # examples and values named in a message
 
 
@@ -117,8 +117,18 @@ def check_events(events: pl.DataFrame, names: Iterable[str], option: str) -> Non
     Raises:
       DataError: naming the nearest value and all of them with their counts.
     """
-    counts = events["event"].value_counts(sort=True, name="rows")
-    values = dict(counts.sort("rows", "event", descending=[True, False]).iter_rows())
+    check_names(
+        dict(events["event"].value_counts(name="rows").iter_rows()), names, option
+    )
+
+
+def check_names(counts: Mapping[str, int], names: Iterable[str], option: str) -> None:
+    """As `check_events`, from the number of rows of every event.
+
+    Raises:
+      DataError: likewise.
+    """
+    values = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     for name in names:
         if name not in values:
             listed = ", ".join(f"{value!r} ({n})" for value, n in values.items())
@@ -191,17 +201,34 @@ def _rows(rows: Sequence[int], shown: pl.Series | None) -> str:
 
 def _splits(column: pl.Series) -> pl.Series:
     _no_nulls(column, f"The split column {column.name!r}", "train, valid or test")
-    lowered = categories(column).str.strip_chars().str.to_lowercase()
+    parts = split_names(categories(column), column.name)["part"]
+    return parts.gather(column.to_physical())
+
+
+def split_names(values: pl.Series, name: str) -> pl.DataFrame:
+    """Reads the values of a split column.
+
+    Args:
+      values: distinct.
+      name: of the column.
+
+    Returns:
+      `value`, as given, and `part`, an Enum of `PARTS`.
+
+    Raises:
+      DataError: for values that name no part.
+    """
+    lowered = values.str.strip_chars().str.to_lowercase()
     unknown = [value for value in lowered.unique() if value not in _SPLITS]
     if unknown:
         hint = nearest(unknown[0], _SPLITS)
         raise DataError(
-            f"The split column {column.name!r} should hold train, valid or test. "
+            f"The split column {name!r} should hold train, valid or test. "
             f"Received: {', '.join(map(repr, sorted(unknown)[:_SHOWN]))}.{hint} "
             "To ignore the column, set data.split to time, leave_last_out or random."
         )
     parts = lowered.replace_strict(_SPLITS, return_dtype=pl.String)
-    return parts.cast(pl.Enum(_PARTS)).gather(column.to_physical())
+    return pl.DataFrame({"value": values, "part": parts.cast(pl.Enum(PARTS))})
 
 
 def entity_table(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:

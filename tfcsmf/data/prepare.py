@@ -12,6 +12,7 @@ import polars as pl
 
 from tfcsmf.config import Config, DataConfig
 from tfcsmf.data import splits
+from tfcsmf.data.carving import carve
 from tfcsmf.data.coding import (
     all_ids,
     code_log,
@@ -107,8 +108,8 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
         "split": method,
         "validation_carved": carved,
         "history_length": fixed.history_length if fixed else data.history_length,
-        "users": _describe(users),
-        "items": _describe(items),
+        "users": describe_entities(users),
+        "items": describe_entities(items),
         "features_left_out": {"users": user_notes, "items": item_notes},
     }
     ordered = sort_log(log, part, user_order, item_order, items_trained)
@@ -128,32 +129,33 @@ def _divide(
     data, objectives = config.data, config.cascade.objectives
     method = splits.choose_method(data.split, log, time_column)
     part = splits.assign(log, method, data.test_share, config.seed)
-    _check_training(log, part, objectives, method)
-    lacking = [
-        code
-        for code in range(len(objectives))
-        if not ((log.events == code) & (part == splits.VALID)).any()
-    ]
-    part = splits.carve(
+    counts = splits.count_parts(log, part)
+    check_training(counts, objectives, method)
+    lacking = np.flatnonzero(counts[:, splits.VALID] == 0).tolist()
+    part = carve(
         log, part, lacking, data.validation_users, data.validation_share, config.seed
     )
     return method, part, [objectives[code] for code in lacking]
 
 
-def _check_training(
-    log: splits.CodedLog, part: np.ndarray, objectives: Sequence[str], method: str
-) -> None:
-    for code, name in enumerate(objectives):
-        mine = part[log.events == code]
-        if (mine == splits.TRAIN).any():
+def check_training(counts: np.ndarray, objectives: Sequence[str], method: str) -> None:
+    """Checks that every objective has training events.
+
+    Args:
+      counts: see `splits.count_parts`.
+      objectives: their names.
+      method: how the log was split.
+
+    Raises:
+      DataError: if one has none.
+    """
+    for name, row in zip(objectives, counts, strict=True):
+        if row[splits.TRAIN]:
             continue
-        counts = {
-            label: int((mine == value).sum())
-            for label, value in splits.SPLIT_CODES.items()
-        }
+        parts = {label: int(row[value]) for label, value in splits.SPLIT_CODES.items()}
         raise DataError(
             f"Every objective should have training events. Received none for {name!r} "
-            f"with data.split={method} ({counts}). Leave the objective out, or choose "
+            f"with data.split={method} ({parts}). Leave the objective out, or choose "
             "another data.split or data.test_share."
         )
 
@@ -178,7 +180,8 @@ def _entities(
     return EntityTable(ids, trained, encoders, features), notes
 
 
-def _describe(table: EntityTable) -> dict[str, Any]:
+def describe_entities(table: EntityTable) -> dict[str, Any]:
+    """Returns what the summary of a log says of users or items."""
     return {
         "total": table.size,
         "trained": table.trained,
@@ -198,7 +201,11 @@ def _assemble(
     objectives = config.cascade.objectives
     train = log.part == splits.TRAIN
     known = train | (log.part == splits.VALID) | (log.part == splits.HELD)
-    rng = np.random.default_rng([config.seed, _QUERIES])
+    valid = [
+        np.unique(log.users[(log.events == code) & (log.part == splits.VALID)])
+        for code in range(len(objectives))
+    ]
+    chosen = chosen_users(valid, config.data.validation_users, config.seed)
     towers = config.towers
     timed = towers.history_times and towers.query_encoder != "pooled"
     examples: dict[str, Examples] = {}
@@ -218,7 +225,10 @@ def _assemble(
             log.users[rows], log.items[rows], log.num_users, log.num_items
         )
         held_out = np.flatnonzero(mine & (log.part == splits.VALID))
-        queries = _some_users(log.users, held_out, config.data.validation_users, rng)
+        users_chosen = chosen[code]
+        queries = held_out
+        if users_chosen is not None:
+            queries = held_out[np.isin(log.users[held_out], users_chosen)]
         validation[name] = build_evaluation(log, code, queries, train, codes)
         targets = np.flatnonzero(mine & (log.part == splits.TEST))
         test[name] = build_evaluation(log, code, targets, known, codes)
@@ -266,12 +276,21 @@ def _warn_of_empty(counts: Mapping[str, Mapping[str, int]]) -> None:
             )
 
 
-def _some_users(
-    users: np.ndarray, rows: np.ndarray, most: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Keeps the rows of at most `most` random users."""
-    distinct = np.unique(users[rows])
-    if len(distinct) <= most:
-        return rows
-    chosen = rng.choice(distinct, most, replace=False)
-    return rows[np.isin(users[rows], chosen)]
+def chosen_users(
+    valid: Sequence[np.ndarray], most: int, seed: int
+) -> list[np.ndarray | None]:
+    """Chooses whose validation pairs are used.
+
+    Args:
+      valid: of every objective, the sorted positions of users with such pairs.
+      most: users per objective.
+      seed: of the random choice.
+
+    Returns:
+      Chosen positions of every objective, `None` for all of them.
+    """
+    rng = np.random.default_rng([seed, _QUERIES])
+    return [
+        None if len(users) <= most else rng.choice(users, most, replace=False)
+        for users in valid
+    ]

@@ -31,7 +31,7 @@ def read_table(path: str, role: str) -> pl.DataFrame:
       DataError: if nothing is found, a file cannot be read, the files differ in
         kind or columns, or there are no rows.
     """
-    files = _find(path, role)
+    files = find_files(path, role)
     kinds = {_kind(file, role) for file in files}
     if len(kinds) > 1:
         raise DataError(
@@ -56,7 +56,7 @@ def scan_table(path: str, role: str) -> pl.LazyFrame:
     Raises:
       DataError: as `read_table`, as far as the files' ends can tell.
     """
-    files = _find(path, role)
+    files = find_files(path, role)
     if {_kind(file, role) for file in files} != {"Parquet"}:
         return read_table(path, role).lazy()
     _join([_read(file, "Parquet", role, rows=0) for file in files], files, role)
@@ -67,7 +67,12 @@ def scan_table(path: str, role: str) -> pl.LazyFrame:
     return pl.concat([scan.select(columns) for scan in scans], how="vertical_relaxed")
 
 
-def _find(path: str, role: str) -> list[str]:
+def find_files(path: str, role: str) -> list[str]:
+    """Returns the files of a table, sorted; see `read_table`.
+
+    Raises:
+      DataError: if there are none.
+    """
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):

@@ -7,7 +7,8 @@ that logs of many million rows are divided without Python loops.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ TEST = 3  # a test target
 DROPPED = 4  # hidden throughout
 
 SPLIT_CODES = {"train": TRAIN, "valid": VALID, "test": TEST}
-_PAIR, _USER, _RANDOM = 1, 2, 4  # distinguish the uses of one seed
+_RANDOM = 4  # distinguishes this use of the seed from those in `carving`
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,25 @@ def choose_method(wanted: str, log: CodedLog, time_column: str | None) -> str:
     return wanted
 
 
-def assign(log: CodedLog, method: str, share: float, seed: int) -> np.ndarray:
+def assign(
+    log: CodedLog,
+    method: str,
+    share: float,
+    seed: int,
+    boundaries: tuple[int | None, int | None] | None = None,
+    spared: np.ndarray | None = None,
+) -> np.ndarray:
     """Gives every event its part.
 
     Args:
-      log: the events.
+      log: the events, all of them or those of some users.
       method: "file", "time", "leave_last_out" or "random" (`choose_method`).
       share: share of the objectives' events that becomes test, and validation
         again for "time".
       seed: of the random choice.
+      boundaries: what `time_boundaries` says of the whole log; default, of this one.
+      spared: pair keys that "random" leaves in training; default `spared_pairs` of
+        this log.
 
     Returns:
       int8 [n], one of `TRAIN`, `VALID`, `HELD`, `TEST`, `DROPPED`. Events that are
@@ -160,15 +171,31 @@ def assign(log: CodedLog, method: str, share: float, seed: int) -> np.ndarray:
         assert log.split is not None  # choose_method
         part = log.split.astype(np.int8)
     elif method == "time":
-        part = _by_time(log, share)
+        assert log.times is not None  # choose_method
+        if boundaries is None:
+            boundaries = time_boundaries(log.times[log.is_objective], share)
+        part = _by_time(log.times, *boundaries)
     elif method == "leave_last_out":
         part = _leave_last_out(log)
     else:
         part = _at_random(log, share, seed)
+        if spared is None:
+            chosen = spared_pairs(drawn_last(log, part, seed), log.num_objectives)
+            spared = np.array([last.pair for last in chosen], np.int64)
+        part[np.isin(log.pair_keys, spared)] = TRAIN
     other = ~log.is_objective
     part[other & (part == VALID)] = HELD
     part[other & (part == TEST)] = DROPPED
     return part
+
+
+def count_parts(log: CodedLog, part: np.ndarray) -> np.ndarray:
+    """Returns the events of every objective in every part, int64 [objectives, 5]."""
+    parts = DROPPED + 1
+    rows = np.flatnonzero(log.is_objective)
+    keys = log.events[rows].astype(np.int64) * parts + part[rows]
+    size = log.num_objectives * parts
+    return np.bincount(keys, minlength=size).reshape(log.num_objectives, parts)
 
 
 def time_boundaries(times: np.ndarray, share: float) -> tuple[int | None, int | None]:
@@ -181,7 +208,13 @@ def time_boundaries(times: np.ndarray, share: float) -> tuple[int | None, int | 
       >>> time_boundaries(np.array([1, 1, 1, 1, 2, 2, 3, 3]), 0.3)
       (2, 3)
     """
-    distinct, counts = np.unique(times, return_counts=True)
+    return boundaries_of_counts(*np.unique(times, return_counts=True), share)
+
+
+def boundaries_of_counts(
+    distinct: np.ndarray, counts: np.ndarray, share: float
+) -> tuple[int | None, int | None]:
+    """As `time_boundaries`, from distinct ascending times and their events."""
     if share <= 0:
         return None, None
     after = np.cumsum(counts[::-1])[::-1]  # events at or after a distinct time
@@ -189,7 +222,7 @@ def time_boundaries(times: np.ndarray, share: float) -> tuple[int | None, int | 
     end = len(distinct)
     for _ in range(2):
         rest = after[end] if end < len(distinct) else 0
-        fits = np.flatnonzero(after[:end] - rest <= share * len(times))
+        fits = np.flatnonzero(after[:end] - rest <= share * counts.sum())
         begin = int(fits[0]) if fits.size else end - 1
         begin = max(begin, 1)
         if begin >= end:
@@ -200,14 +233,14 @@ def time_boundaries(times: np.ndarray, share: float) -> tuple[int | None, int | 
     return boundaries[1], boundaries[0]
 
 
-def _by_time(log: CodedLog, share: float) -> np.ndarray:
-    assert log.times is not None  # choose_method
-    valid_from, test_from = time_boundaries(log.times[log.is_objective], share)
-    part = np.full(len(log.times), TRAIN, np.int8)
+def _by_time(
+    times: np.ndarray, valid_from: int | None, test_from: int | None
+) -> np.ndarray:
+    part = np.full(len(times), TRAIN, np.int8)
     if valid_from is not None:
-        part[log.times >= valid_from] = VALID
+        part[times >= valid_from] = VALID
     if test_from is not None:
-        part[log.times >= test_from] = TEST
+        part[times >= test_from] = TEST
     return part
 
 
@@ -226,115 +259,59 @@ def _leave_last_out(log: CodedLog, least: int = 3) -> np.ndarray:
 
 
 def _at_random(log: CodedLog, share: float, seed: int) -> np.ndarray:
-    """Every (user, item) pair is test with probability `share`, alone.
-
-    Of every objective the pair drawn last stays training.
-    """
+    """Every (user, item) pair is test with probability `share`, alone."""
     users, items, _ = log.row_keys(np.arange(len(log.users)))
-    drawn = draw(seed, _RANDOM, users, items)
-    test = log.is_objective & (drawn < share)
+    test = log.is_objective & (draw(seed, _RANDOM, users, items) < share)
+    return np.where(test, TEST, TRAIN).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class LastDrawn:
+    """The pair of an objective that is the last to become test.
+
+    Attributes:
+      code: of the objective.
+      is_test: all events of the objective are test.
+      drawn: its number.
+      pair: its key.
+      events: number of its events by code.
+    """
+
+    code: int
+    is_test: bool
+    drawn: float
+    pair: int
+    events: Mapping[int, int]
+
+
+def drawn_last(log: CodedLog, part: np.ndarray, seed: int) -> list[LastDrawn]:
+    """Returns the pair drawn last of every objective in the log."""
+    found = []
     for code in range(log.num_objectives):
         mine = np.flatnonzero(log.events == code)
-        if test[mine].all() and mine.size:
-            last = mine[np.argmax(drawn[mine])]
-            test &= log.pair_keys != log.pair_keys[last]
-    part = np.full(len(log.users), TRAIN, np.int8)
-    part[test] = TEST
-    return part
-
-
-def carve(
-    log: CodedLog,
-    part: np.ndarray,
-    objectives: Sequence[int],
-    most_users: int,
-    share: float,
-    seed: int,
-) -> np.ndarray:
-    """Takes validation pairs out of training.
-
-    Per objective at most one random pair per user, of at most `most_users` users
-    and at most `share` of the objective's distinct training pairs. Everything
-    else the user did with a chosen item becomes `HELD`. A user keeps at least one
-    training event of this objective or one before it, and an objective at least
-    one training pair. Where test holds events out one by one (`_held_out_alone`),
-    pairs without an event of an objective before are taken first: the others are
-    easier to find, and the unseen protocol has few of them.
-
-    Draws depend on the seed and the names of user, item and objective, and a
-    choice on events of this objective and those before it alone. So objectives
-    appended later leave the pairs of the earlier ones as they are, except that
-    the one pair kept for a new objective is no validation pair.
-
-    Args:
-      log: the events.
-      part: as `assign` returned it.
-      objectives: codes of the objectives that need validation pairs.
-      most_users: largest number of pairs per objective.
-      share: largest share of the objective's distinct pairs.
-      seed: of the random choice.
-
-    Returns:
-      The new parts, int8 [n].
-    """
-    if not objectives:
-        return part.copy()
-    rows = np.flatnonzero((part == TRAIN) & log.is_objective)
-    events = log.events[rows]
-    _, first, pair = np.unique(
-        log.pair_keys[rows], return_index=True, return_inverse=True
-    )
-    owner = log.users[rows][first]  # pair -> user
-    users, items, names = log.row_keys(rows)
-    kept = {
-        code: pair[events == code][0]  # pairs that stay training
-        for code in range(log.num_objectives)
-        if (events == code).any()
-    }
-    taken = np.zeros(len(first), bool)
-    part = part.copy()
-    for code in sorted(objectives):
-        own = np.flatnonzero(events == code)
-        mine, one = np.unique(pair[own], return_index=True)
         if not mine.size:
             continue
-        limit = min(most_users, int(share * len(mine)))
-        # What users would be left with, of this objective and those before it.
-        upto = events <= code
-        sizes = np.bincount(pair[upto & ~taken[pair]], minlength=len(first))
-        left = np.bincount(owner, sizes, minlength=int(owner.max()) + 1)
-        fixed = [kept[other] for other in kept if other <= code]
-        legal = (left[owner[mine]] > sizes[mine]) & ~np.isin(mine, fixed)
-        mine, source = mine[legal], own[one[legal]]
-        name = names[own[0]]
-        last = np.zeros(len(mine), bool)
-        if _held_out_alone(log, part, code):
-            last = np.isin(mine, pair[events < code])
-        by_pair = draw(seed, _PAIR, name, users[source], items[source])
-        order = np.lexsort((by_pair, last, owner[mine]))
-        mine, source, last = mine[order], source[order], last[order]
-        best = np.unique(owner[mine], return_index=True)[1]  # one pair per user
-        by_user = draw(seed, _USER, name, users[source[best]])
-        chosen = mine[best[np.lexsort((by_user, last[best]))]][:limit]
-        chosen = chosen[~np.isin(chosen, list(kept.values()))]
-        taken[chosen] = True
-        target = np.zeros(len(first), bool)
-        target[chosen] = True
-        part[rows[target[pair] & (events == code)]] = VALID
-    hidden = np.isin(log.pair_keys, log.pair_keys[rows[first[taken]]])
-    part[hidden & (part == TRAIN)] = HELD
-    return part
+        users, items, _ = log.row_keys(mine)
+        drawn = draw(seed, _RANDOM, users, items)
+        row = mine[drawn.argmax()]
+        pair = int(log.pair_keys[row])
+        events = Counter(log.events[log.pair_keys == pair].tolist())
+        is_test = bool((part[mine] == TEST).all())
+        found.append(LastDrawn(code, is_test, float(drawn.max()), pair, events))
+    return found
 
 
-def _held_out_alone(log: CodedLog, part: np.ndarray, code: int) -> bool:
-    """Tells how test was made: event by event, or with all of a pair's events.
+def spared_pairs(found: Sequence[LastDrawn], num_objectives: int) -> list[LastDrawn]:
+    """Returns the pairs that stay training, so that every objective has one.
 
-    Of the objective's test pairs without a training event, most have no test event
-    of an objective before. A file that holds out one row per user and event is
-    like that; a log that is split by time mostly is not.
+    Args:
+      found: what `drawn_last` says, of all parts of the log.
+      num_objectives: number of objectives.
     """
-    keys, before = log.pair_keys, log.events <= code
-    pairs = np.unique(keys[(part == TEST) & (log.events == code)])
-    pairs = pairs[~np.isin(pairs, keys[(part == TRAIN) & before])]
-    earlier = np.isin(pairs, keys[(part == TEST) & (log.events < code)])
-    return bool(len(pairs)) and float(earlier.mean()) < 0.5
+    spared: list[LastDrawn] = []
+    for code in range(num_objectives):
+        mine = [last for last in found if last.code == code]
+        has_training = not all(last.is_test for last in mine)
+        if mine and not has_training and not any(code in s.events for s in spared):
+            spared.append(max(mine, key=lambda last: last.drawn))
+    return spared
