@@ -1,0 +1,1 @@
+"""Preparation of logs that do not fit into memory, and training from the result."""
