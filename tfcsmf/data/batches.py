@@ -154,16 +154,21 @@ class StageBatches:
             self._known_keys = tf.constant(keys)
         self._hard = _hard_pool(log, self.level) if settings.hard_negatives else None
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
-        self.probability = None if self.has_whole_catalogue else self._probability()
+        self.probability = None
+        if not self.has_whole_catalogue:
+            self.probability = self._probability(
+                self.rows.expected_targets(settings.target_share),
+                sampling_probability(self.rows.items, self.num_items),
+            )
 
-    def _probability(self) -> np.ndarray:
+    def _probability(self, per_row: float, examples: np.ndarray) -> np.ndarray:
+        """Returns `probability` from the targets of a row and the share of examples."""
         # A row's own positives are not among its negatives.
-        per_row = self.rows.expected_targets(self.settings.target_share)
         others = per_row * (self.batch_size - 1) * self.sampler.in_batch
         if others + self.sampler.shared_draws + self.hard_negatives == 0:
             others = 1  # one row and nothing drawn: any distribution will do
         parts = [
-            (others, sampling_probability(self.rows.items, self.num_items)),
+            (others, examples),
             (self.sampler.shared_draws, self.sampler.distribution),
         ]
         if self._hard is not None:
@@ -216,12 +221,7 @@ class StageBatches:
     def _batch(
         self, step: tf.Tensor, chosen: tf.Tensor, per_epoch: int, phase: int
     ) -> Batch:
-        base = [self.settings.seed % (2**31), 16 * self.level + phase]
-
-        def stateless(purpose: int, counter: tf.Tensor = step) -> tf.Tensor:
-            mixed = tf.random.experimental.stateless_fold_in(base, purpose)
-            return tf.random.experimental.stateless_fold_in(mixed, counter)
-
+        stateless = self._seeds(step, phase)
         epoch, within = step // per_epoch, step % per_epoch
         slots = within * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
         last = tf.cast(tf.size(chosen) - 1, tf.int64)
@@ -230,6 +230,16 @@ class StageBatches:
         )
         rows = tf.gather(chosen, order)
         return self._assemble(rows, stateless)
+
+    def _seeds(self, step: tf.Tensor, phase: int) -> Callable[..., tf.Tensor]:
+        """Returns a function: purpose (and another counter than the step) -> seed."""
+        base = [self.settings.seed % (2**31), 16 * self.level + phase]
+
+        def stateless(purpose: int, counter: tf.Tensor = step) -> tf.Tensor:
+            mixed = tf.random.experimental.stateless_fold_in(base, purpose)
+            return tf.random.experimental.stateless_fold_in(mixed, counter)
+
+        return stateless
 
     def _assemble(
         self, rows: tf.Tensor, stateless: Callable[[int], tf.Tensor]

@@ -56,6 +56,13 @@ class EntityInputs:
             for encoder in table.encoders
         }
 
+    @classmethod
+    def of_columns(cls, columns: dict[str, tf.Tensor]) -> EntityInputs:
+        """Returns the inputs of other entities, as `__call__` returned them."""
+        inputs = cls.__new__(cls)
+        inputs._columns = columns
+        return inputs
+
     def __call__(self, positions: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the inputs of some positions, int [n] -> [n, ...] each."""
         return {
@@ -68,29 +75,33 @@ class QueryInputs:
 
     Args:
       users: the users.
-      histories: chronological lists the `history_end` offsets point into.
+      histories: chronological lists the `history_end` offsets point into: arrays, or
+        tensors with something to gather even if all lists are empty.
       length: last events kept per history.
       events: whose histories to give; default all of them.
     """
 
     def __init__(
         self,
-        users: EntityTable,
+        users: EntityTable | EntityInputs,
         histories: Histories,
         length: int,
         events: Collection[str] | None = None,
     ) -> None:
-        self._users = EntityInputs(users, QUERY_ID)
+        if not isinstance(users, EntityInputs):
+            users = EntityInputs(users, QUERY_ID)
+        self._users = users
         self._length = length
         times = histories.times or {}
         self._times = {
-            event: tf.constant(_padded(values)) for event, values in times.items()
+            event: tf.convert_to_tensor(_padded(values))
+            for event, values in times.items()
         }
         self._lists = {
             event: (
                 column,
-                tf.constant(lists.offsets[:-1]),
-                tf.constant(_padded(lists.items)),
+                tf.convert_to_tensor(lists.offsets[:-1]),
+                tf.convert_to_tensor(_padded(lists.items)),
             )
             for column, (event, lists) in enumerate(histories.lists.items())
             if events is None or event in events
@@ -158,6 +169,6 @@ def flat_ranges(starts: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     return ranges.value_rowids(), ranges.flat_values
 
 
-def _padded(items: np.ndarray) -> np.ndarray:
+def _padded(items: np.ndarray | tf.Tensor) -> np.ndarray | tf.Tensor:
     """A list that is empty altogether still needs one row to gather from."""
-    return items if len(items) else np.zeros(1, items.dtype)
+    return items if tf.is_tensor(items) or len(items) else np.zeros(1, items.dtype)

@@ -206,8 +206,7 @@ def _assemble(
         for code in range(len(objectives))
     ]
     chosen = chosen_users(valid, config.data.validation_users, config.seed)
-    towers = config.towers
-    timed = towers.history_times and towers.query_encoder != "pooled"
+    timed = wants_times(config)
     examples: dict[str, Examples] = {}
     positives: dict[str, Csr] = {}
     validation: dict[str, EvaluationSet] = {}
@@ -256,6 +255,11 @@ def _assemble(
         known=positives,
         summary=summary | {"events": counts},
     )
+
+
+def wants_times(config: Config) -> bool:
+    """Tells whether histories should say when their entries happened."""
+    return config.towers.history_times and config.towers.query_encoder != "pooled"
 
 
 def _warn_of_empty(counts: Mapping[str, Mapping[str, int]]) -> None:

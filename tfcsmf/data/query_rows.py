@@ -45,11 +45,25 @@ class QueryRows:
 
     def expected_targets(self, share: float) -> float:
         """Returns the mean number of targets of a row; see `choose_targets`."""
-        sizes = np.diff(self.offsets).astype(np.float64)
-        if not self.timed:
-            # A row whose draws all fail gives one.
-            sizes = share * sizes + (1.0 - share) ** sizes
-        return float(sizes.mean())
+        return expected_targets(np.diff(self.offsets), share, self.timed)
+
+
+def expected_targets(
+    sizes: np.ndarray, share: float, timed: bool, weights: np.ndarray | None = None
+) -> float:
+    """Returns the mean number of targets of a row; see `TargetChooser`.
+
+    Args:
+      sizes: int [n], positives of rows.
+      share: as in `TargetChooser`.
+      timed: as in `QueryRows`.
+      weights: int [n], number of rows of every size; default 1.
+    """
+    sizes = sizes.astype(np.float64)
+    if not timed:
+        # A row whose draws all fail gives one.
+        sizes = share * sizes + (1.0 - share) ** sizes
+    return float(np.average(sizes, weights=weights))
 
 
 def group_examples(examples: Examples, labels: np.ndarray | None = None) -> QueryRows:
@@ -119,9 +133,9 @@ class TargetChooser:
         self.share, self.visible = share, visible
         self.timed = rows.timed
         self.events = events
-        self._offsets = tf.constant(rows.offsets)
-        self._items = tf.constant(rows.items)
-        self._labels = tf.constant(rows.labels)
+        self._offsets = tf.convert_to_tensor(rows.offsets)
+        self._items = tf.convert_to_tensor(rows.items)
+        self._labels = tf.convert_to_tensor(rows.labels)
 
     def __call__(
         self, rows: tf.Tensor, num_items: int, seed: tf.Tensor

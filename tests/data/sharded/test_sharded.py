@@ -9,8 +9,11 @@ from tfcsmf.data.prepare import prepare
 from tfcsmf.data.query_rows import group_examples
 from tfcsmf.data.sharded.folder import PreparedFolder
 from tfcsmf.data.sharded.local import prepare_sharded
+from tfcsmf.data.sharded.pieces import shards_of
+from tfcsmf.errors import DataError
 
 OBJECTIVES = ["view", "cart", "buy"]
+PARTS = {"train", "evaluation"}
 
 
 def write_events(folder, seed=0, size=900, users=30, items=25, columns=()):
@@ -135,3 +138,81 @@ def test_shards_hold_what_preparation_in_memory_gives(case, tmp_path):
         *("train", "evaluation", "prepared.json", "targets.npz"),
         *("users.npz", "users.parquet", "items.npz", "items.parquet"),
     }
+
+
+def test_a_user_is_always_in_the_same_shard():
+    # As a number that other versions and machines have to give too.
+    users = pl.Series(["u1", "ü2", "u1", "u3"])
+    assert shards_of(users, 1000).to_list() == [632, 938, 632, 351]
+
+
+def test_rules_of_the_log_are_checked(tmp_path):
+    events = write_events(tmp_path / "log", columns=("timestamp",))
+    frame = pl.read_parquet(tmp_path / "log" / "1.parquet")
+
+    def refused(message, frame=frame, name="1.parquet", **data):
+        frame.write_parquet(tmp_path / "log" / name)
+        with pytest.raises(DataError, match=message):
+            prepare_sharded(config_of(events, **data), tmp_path / "out", 3)
+        assert not (tmp_path / "out" / "prepared.json").exists()
+
+    some = pl.int_range(pl.len()) == 5
+    empty = pl.when(~some).then(pl.col("event")).alias("event")
+    refused("rows without one.*row 545 of the log", frame.with_columns(empty))
+    refused("whole numbers, dates", frame.cast({"timestamp": pl.Float64}))
+    refused("a column 'item_id'", frame.drop("item_id"))
+    refused("vieww.*'view'", frame, history_events=["vieww"])
+    refused("split column", split="file")
+    with pytest.raises(DataError, match="has none"):
+        PreparedFolder.open(tmp_path)
+    # What a failed preparation has left is in nobody's way, a finished one is.
+    assert {path.name for path in (tmp_path / "out").iterdir()} == PARTS
+    stale = tmp_path / "out" / "train" / "00009.tfrecord"
+    stale.touch()
+    prepare_sharded(config_of(events), tmp_path / "out", 3)
+    assert not stale.exists()
+    for folder in (tmp_path / "out", tmp_path / "log"):
+        with pytest.raises(DataError, match="another --output"):
+            prepare_sharded(config_of(events), folder)
+    (tmp_path / "log" / "a.csv").write_text("user_id,item_id,event")
+    with pytest.raises(DataError, match="Parquet"):
+        prepare_sharded(config_of(events), tmp_path / "other")
+
+
+def test_features_and_cold_entities_are_those_of_the_side_tables(tmp_path):
+    events = write_events(tmp_path / "log", columns=("timestamp",))
+    items = pl.DataFrame(
+        {
+            "item_id": ["3", "99", "1"],
+            "price": [1.5, None, 2.0],
+            "tag": ["a", "b", None],
+        }
+    )
+    users = pl.DataFrame({"user_id": ["u2", "nobody"], "age": [3, 4]})
+    items.write_parquet(tmp_path / "items.parquet")
+    users.write_csv(tmp_path / "users.csv")
+    config = config_of(
+        events,
+        items=str(tmp_path / "items.parquet"),
+        users=str(tmp_path / "users.csv"),
+        ignore=["tag"],
+    )
+    prepare_sharded(config, tmp_path / "out")
+    folder = PreparedFolder.open(tmp_path / "out")
+    assert folder.shards == [0]
+    assert_same_log(folder.read(), prepare(config))
+
+
+@pytest.mark.parametrize("rows", [[("u", "a", "view", 1), ("u", "b", "view", 2)] * 3])
+def test_one_user(rows, tmp_path):
+    columns = ["user_id", "item_id", "event", "timestamp"]
+    pl.DataFrame(rows, columns, orient="row").write_parquet(tmp_path / "e.parquet")
+    tree = {"data": {"events": str(tmp_path / "e.parquet"), "split": "leave_last_out"}}
+    config = Config.from_dict(tree | {"cascade": {"objectives": ["view"]}})
+    prepare_sharded(config, tmp_path / "out", shards=4)
+    folder = PreparedFolder.open(tmp_path / "out")
+    assert len(folder.shards) == 1
+    log = folder.read()
+    assert_same_log(log, prepare(config))
+    assert log.summary["duplicates_dropped"] == 4
+    assert len(log.test["view"].users) == 0  # fewer than three events

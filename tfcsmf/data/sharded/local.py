@@ -23,6 +23,7 @@ from tfcsmf.data.sharded.store import Write, check_target
 
 _LOG = logging.getLogger(__name__)
 ROWS_PER_SHARD = 250_000
+_RUN = 1_000_000  # rows; all runs are open at the same time
 _TOGETHER = 16  # answers that are merged at once
 
 
@@ -84,14 +85,24 @@ def prepare_sharded(
 def _deal(source: Source, config: Config, shards: int, work: Path) -> list[Path]:
     """Writes the log as runs whose rows are sorted by shard."""
     runs: list[Path] = []
-    for piece in source.pieces:
-        for frame in read_piece(piece, source, config):
-            shard = shards_of(frame["user_id"], shards).alias("shard")
+    waiting: list[pl.DataFrame] = []
+
+    def write() -> None:
+        if waiting:
             run = work / f"run-{len(runs)}.arrow"
-            frame = frame.with_columns(shard).sort("shard", maintain_order=True)
+            frame = pl.concat(waiting).sort("shard", maintain_order=True)
             # Plain strings: slices of them are read without the rest.
             frame.write_ipc(run, compat_level=pl.CompatLevel.oldest())
             runs.append(run)
+            waiting.clear()
+
+    for piece in source.pieces:
+        for frame in read_piece(piece, source, config):
+            shard = shards_of(frame["user_id"], shards).alias("shard")
+            waiting.append(frame.with_columns(shard))
+            if sum(frame.height for frame in waiting) >= _RUN:
+                write()
+    write()
     return runs
 
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfcsmf.config import Config
 from tfcsmf.data.kinds import check_ignored, encode_table, fit_encoders
-from tfcsmf.data.prepare import describe_entities
+from tfcsmf.data.prepare import describe_entities, wants_times
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.sharded.block import COUNTS, Arrays, build_block, to_record
 from tfcsmf.data.sharded.bucket import Bucket
@@ -32,11 +32,17 @@ from tfcsmf.data.sharded.rounds import Facts, Round, side_table, summed
 from tfcsmf.errors import DataError
 
 PREPARED = "prepared.json"
+PARTS = ("train", "evaluation")
 _FORMAT = 1
+_TARGETS = "targets.npz"
+_TABLES = (
+    _TARGETS,
+    *(f"{role}.{kind}" for role in ("users", "items") for kind in ("parquet", "npz")),
+)
 
 
 def shard_path(folder: str, part: str, shard: int) -> str:
-    """Returns the file of a shard; `part` is "train" or "evaluation"."""
+    """Returns the file of a shard; `part` is one of `PARTS`."""
     return posixpath.join(folder, part, f"{shard:05d}.tfrecord")
 
 
@@ -54,12 +60,15 @@ class Write(Round):
     source: Source
     folder: str
 
+    @property
+    def _has_times(self) -> bool:
+        """Histories say when their entries happened."""
+        return self.source.time is not None and wants_times(self.config)
+
     def facts(self, bucket: Bucket, plan: Plan) -> Facts:
         """See `Round.facts`."""
-        towers = self.config.towers
-        timed = towers.history_times and towers.query_encoder != "pooled"
-        train, evaluation = build_block(bucket, plan, timed and bool(self.source.time))
-        for part, arrays in (("train", train), ("evaluation", evaluation)):
+        train, evaluation = build_block(bucket, plan, self._has_times)
+        for part, arrays in zip(PARTS, (train, evaluation), strict=True):
             _write_record(shard_path(self.folder, part, bucket.number), arrays)
         facts: Facts = {"counts": evaluation["counts"]}
         numbers = range(len(plan.objectives))
@@ -127,7 +136,7 @@ class Write(Round):
             "objectives": names,
             "history_events": plan.histories,
             "timed": self.source.time is not None,
-            "times": any(name.endswith("/times") for name in facts),
+            "times": self._has_times,
             "shards": {k: facts["shards"][k] for k in sorted(facts["shards"])},
             "row_lengths": [
                 _pairs(facts[f"lengths/{code}"]) for code in range(len(names))
@@ -142,7 +151,7 @@ class Write(Round):
             str(code): _dense(facts[f"items/{code}"], entities["items"].size)
             for code in range(len(names))
         }
-        self._write_arrays("targets.npz", targets)
+        self._write_arrays(_TARGETS, targets)
         write_bytes(posixpath.join(self.folder, PREPARED), json.dumps(tree).encode())
         return plan
 
@@ -161,18 +170,24 @@ class Write(Round):
 
 
 def check_target(folder: str) -> None:
-    """Makes the folder of a preparation.
+    """Makes the folder of a preparation, or empties that of an unfinished one.
 
     Raises:
-      DataError: if it holds something already.
+      DataError: if it holds a finished one, or anything else.
     """
-    if tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder):
+    present = tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else []
+    names = {name.rstrip("/") for name in present}
+    if names - {*PARTS, *_TABLES}:
         raise DataError(
             "A log is prepared into a folder that is empty or does not exist. "
-            f"Received: {folder!r}. Name another --output, or delete it."
+            f"Received: {folder!r}, which holds {sorted(names)}. Name another "
+            "--output, or delete it."
         )
-    for part in ("train", "evaluation"):
-        tf.io.gfile.makedirs(posixpath.join(folder, part))
+    for part in PARTS:
+        path = posixpath.join(folder, part)
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.rmtree(path)
+        tf.io.gfile.makedirs(path)
 
 
 def write_bytes(path: str, content: bytes) -> None:

@@ -1,0 +1,147 @@
+"""Batches from disk are those of a log in memory, in another order."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_sharded import config_of, write_events
+
+from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.sharded.folder import PreparedFolder
+from tfcsmf.data.sharded.local import prepare_sharded
+from tfcsmf.data.sharded.stored_batches import StoredBatches
+from tfcsmf.errors import ConfigError
+from tfcsmf.negatives.sampler import PoolSampler
+
+SETTINGS = BatchSettings(
+    batch_size=4,
+    uniform_negatives=5,
+    hard_negatives=0,
+    history_length=4,
+    seed=3,
+    target_share=1.0,
+    visible_share=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("log"), ("timestamp",))
+
+
+def prepared(path, columns):
+    events = write_events(path / "events", size=90, users=6, items=9, columns=columns)
+    config = config_of(events, split="leave_last_out", validation_users=3)
+    prepare_sharded(config, path / "out", shards=5)
+    return PreparedFolder.open(path / "out")
+
+
+def rows_of(batches, dataset):
+    """Every row of some batches: user, positives, histories, excluded items."""
+    found = []
+    for batch in dataset:
+        rows = {name: ids.numpy() for name, ids in batch["rows"].items()}
+        items = batch["items"].numpy()
+        users = rows["user_id"][batch["query"]["user_id"].numpy()]
+        positives, excluded = (
+            batch[name].numpy() for name in ("positives", "excluded_pairs")
+        )
+        ragged = {
+            name: values.to_list()
+            for name, values in batch["query"].items()
+            if isinstance(values, tf.RaggedTensor)
+        }
+        for row, user in enumerate(users):
+            columns = positives[positives[:, 0] == row, 1]
+            others = excluded[excluded[:, 0] == row, 1]
+            lists = []
+            for name in sorted(batch["query"]):
+                if name in ragged:
+                    entries = ragged[name][row]
+                    is_time = name.endswith("/time")
+                    lists.append(
+                        tuple(entries if is_time else rows["item_id"][entries])
+                    )
+            found.append(
+                (int(user), frozenset(items[columns]), *lists, (items, items[others]))
+            )
+    return found
+
+
+def keys(rows):
+    return sorted((row[0], sorted(row[1]), *row[2:-1]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "columns", [("timestamp",), pytest.param((), marks=pytest.mark.slow)]
+)
+def test_an_epoch_has_every_row_once_with_its_histories(columns, tmp_path):
+    folder, objective = prepared(tmp_path, columns), "cart"
+    log = folder.read()
+    stored = StoredBatches(
+        folder, objective, dataclasses.replace(SETTINGS, batch_size=1), together=2
+    )
+    memory = StageBatches(log, objective, dataclasses.replace(SETTINGS, batch_size=1))
+    steps = stored.steps_per_epoch()
+    assert steps == memory.steps_per_epoch() == folder.rows(stored.level).sum()
+    mine = rows_of(stored, stored.dataset(1.0, 0, 0, steps))
+    theirs = rows_of(memory, memory.dataset(1.0, 0, 0, steps))
+    assert keys(mine) == keys(theirs)
+    # Known positives of the user are no negatives, and nothing else is left out.
+    known = log.known[objective]
+    by_row = {row: user for user, row in enumerate(log.users.id_rows) if row > 2}
+    for user, *_, (items, excluded) in mine:
+        if user in by_row:
+            wanted = set(known.row(by_row[user])) & set(items)
+            assert set(excluded) == wanted
+    assert np.allclose(stored.probability, memory.probability, atol=1e-7)
+
+
+def contents(dataset):
+    """The numbers of some batches."""
+    return [
+        {
+            "users": batch["rows"]["user_id"].numpy().tolist(),
+            "items": batch["items"].numpy().tolist(),
+            "positives": batch["positives"].numpy().tolist(),
+            "seed": batch["seed"].numpy().tolist(),
+        }
+        for batch in dataset
+    ]
+
+
+def test_epochs_differ_and_are_repeated_exactly(folder):
+    stored = StoredBatches(folder, "view", SETTINGS, together=3)
+    steps = stored.steps_per_epoch()
+    rows = int(folder.rows(0).sum())
+    assert rows / 4 - 2 <= steps <= rows // 4
+    found = contents(stored.dataset(1.0, 0, 0, 2 * steps))
+    assert len(found) == 2 * steps
+    assert found[:steps] != found[steps:]
+    # A run that is continued sees the batches it would have seen.
+    later = contents(stored.dataset(1.0, 0, steps + 1, 2 * steps))
+    assert later == found[steps + 1 :]
+
+
+@pytest.mark.slow
+def test_a_share_of_the_rows_is_that_of_some_shards(folder):
+    stored = StoredBatches(folder, "view", SETTINGS, together=1)
+    shards = stored.subset(0.5)
+    rows = folder.rows(0)
+    assert 0.5 * rows.sum() <= rows[shards].sum() < rows.sum()
+    steps = stored.steps_per_epoch(0.5)
+    assert 1 <= steps <= rows[shards].sum() // 4
+    found = contents(stored.dataset(0.5, 0, 0, steps))
+    log = folder.read([folder.shards[number] for number in shards])
+    users = {*range(3), *log.users.id_rows[log.train["view"].pairs.users]}
+    assert {user for batch in found for user in batch["users"]} <= users
+
+
+def test_what_needs_the_log_in_memory_is_refused(folder):
+    hard = dataclasses.replace(SETTINGS, hard_negatives=2)
+    memory = PoolSampler(0, folder.items.size, memory=4)
+    kept = dataclasses.replace(SETTINGS, sampler=memory)
+    for settings in (hard, kept):
+        with pytest.raises(ConfigError, match="PreparedFolder.read"):
+            StoredBatches(folder, "cart", settings)

@@ -1,0 +1,296 @@
+"""Training batches from a log on disk, of any size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfcsmf.data.batch_rows import Batch
+from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, QueryInputs
+from tfcsmf.data.prepared import Csr, Histories
+from tfcsmf.data.query_rows import QueryRows, TargetChooser, expected_targets
+from tfcsmf.data.sharded.block import dtype_of
+from tfcsmf.data.sharded.folder import PreparedFolder
+from tfcsmf.errors import ConfigError
+from tfcsmf.negatives.sampler import PoolSampler
+
+Tensors = dict[str, tf.Tensor]
+
+# As in `StageBatches`: purposes of generators.
+_SHUFFLE = 0
+_READERS = 4  # files that are read at the same time
+
+
+class StoredBatches(StageBatches):
+    """Batches of one objective's examples, as `StageBatches` has them, from shards.
+
+    Every epoch reads the shards in another order, some of them together as a pool,
+    from which rows are drawn without replacement. While batches are made from one pool
+    the next one is read. In memory are two pools, and the tables of users and items.
+
+    As in memory a batch is a function of (seed, objective, step); to continue at a
+    step the batches of its epoch before it are made and thrown away.
+
+    Args:
+      folder: the log.
+      objective: whose examples are the positives.
+      settings: see `BatchSettings`; negatives of the previous level
+        (`hard_negatives`), and samplers with negatives of single positives or of
+        earlier batches, need the log in memory.
+      together: shards of a pool, >= 1; more where an objective has few rows.
+
+    Raises:
+      ConfigError: for settings that need the log in memory.
+    """
+
+    def __init__(
+        self,
+        folder: PreparedFolder,
+        objective: str,
+        settings: BatchSettings,
+        together: int = 16,
+    ) -> None:
+        code = folder.objectives.index(objective)
+        self.level = code
+        self.settings = settings
+        self.num_items = folder.items.size
+        self.num_users = folder.users.size
+        self._folder = folder
+        self._files = np.array(folder.train_files())
+        self._rows = folder.rows(code)
+        self._together = together
+        self.batch_size = int(min(settings.batch_size, self._rows.sum()))
+        targets = folder.targets[code]
+        self._trained = max(folder.items.trained, int(np.flatnonzero(targets)[-1]) + 1)
+        self.has_whole_catalogue = (
+            settings.sampler is None and self._trained <= settings.whole_catalogue
+        )
+        self.sampler = settings.sampler or PoolSampler(
+            settings.uniform_negatives, self.num_items
+        )
+        if settings.hard_negatives or self.sampler.own_draws or self.sampler.memory:
+            raise ConfigError(
+                "Batches from disk have in-batch, uniform and popularity negatives. "
+                f"Received: {settings.hard_negatives} hard negatives, "
+                f"{self.sampler.own_draws} per positive, {self.sampler.memory} of "
+                "earlier batches. Set loss.hard_negatives=0 and another sampler, or "
+                "read the log into memory (PreparedFolder.read)."
+            )
+        self._hard, self.hard_negatives = None, 0
+        self._known_keys = None
+        self._users_table = EntityInputs(folder.users, QUERY_ID)
+        self._candidates = EntityInputs(folder.items, CANDIDATE_ID)
+        self.probability = None
+        if not self.has_whole_catalogue:
+            sizes, weights = np.array(folder.tree["row_lengths"][code]).T
+            per_row = expected_targets(
+                sizes, settings.target_share, folder.timed, weights
+            )
+            share = (targets / targets.sum()).astype(np.float32)
+            self.probability = self._probability(per_row, share)
+
+    def subset(self, share: float) -> np.ndarray:
+        """Returns the numbers of a fixed random subset of the shards, int64 [m]."""
+        size = len(self._files)
+        if share >= 1.0:
+            return np.arange(size)
+        order = np.random.default_rng([self.settings.seed, self.level]).permutation(
+            size
+        )
+        enough = np.cumsum(self._rows[order]) >= max(
+            share * self._rows.sum(), self.batch_size
+        )
+        return np.sort(order[: int(enough.argmax()) + 1])
+
+    def steps_per_epoch(self, share: float = 1.0) -> int:
+        """Returns the batches of an epoch, whatever the order of the shards."""
+        return self._pace(share)[1]
+
+    def _pace(self, share: float) -> tuple[int, int]:
+        """Returns shards of a pool, and steps that an epoch has at least."""
+        rows = self._rows[self.subset(share)]
+        together = min(self._together, len(rows))
+        while True:
+            # What is left over of a pool waits for the next epoch.
+            pools = -(-len(rows) // together)
+            least = int(rows.sum()) - pools * (self.batch_size - 1)
+            steps = -(-least // self.batch_size)
+            if steps >= 1 or together == len(rows):
+                return together, max(steps, 1)
+            together = min(2 * together, len(rows))
+
+    def dataset(
+        self, share: float, phase: int, first_step: int, last_step: int
+    ) -> tf.data.Dataset:
+        """See `StageBatches.dataset`."""
+        chosen = self.subset(share)
+        files = tf.constant(self._files[chosen])
+        rows = tf.constant(self._rows[chosen])
+        together, per_epoch = self._pace(share)
+        size = len(chosen)
+
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            seed = self._seeds(number, phase)(_SHUFFLE)
+            order = tf.random.experimental.index_shuffle(
+                tf.range(size, dtype=tf.int64), seed, tf.constant(size - 1, tf.int64)
+            )
+            pool_rows = tf.math.segment_sum(
+                tf.gather(rows, order), tf.range(size, dtype=tf.int64) // together
+            )
+            steps = pool_rows // self.batch_size
+            begins = tf.cumsum(steps, exclusive=True) + number * per_epoch
+            blocks = (
+                tf.data.Dataset.from_tensor_slices(tf.gather(files, order))
+                .interleave(
+                    tf.data.TFRecordDataset,
+                    cycle_length=_READERS,
+                    num_parallel_calls=_READERS,
+                    deterministic=True,
+                )
+                .map(self._parse, num_parallel_calls=_READERS, deterministic=True)
+                .ragged_batch(together)
+            )
+            counts = tf.data.Dataset.from_tensor_slices((begins, steps))
+            pools = tf.data.Dataset.zip((blocks, counts)).map(
+                lambda block, count: (self._pool(block), *count)
+            )
+
+            def batches(
+                pool: Tensors, begin: tf.Tensor, steps: tf.Tensor
+            ) -> tf.data.Dataset:
+                def make(number: tf.Tensor) -> Batch:
+                    return self._from_pool(pool, begin, number, phase)
+
+                return tf.data.Dataset.range(steps).map(
+                    make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+                )
+
+            return pools.prefetch(1).flat_map(batches).take(per_epoch)
+
+        first = first_step // per_epoch
+        epochs = tf.data.Dataset.range(first, -(-last_step // per_epoch) + 1)
+        stream = epochs.flat_map(epoch).skip(first_step - first * per_epoch)
+        return stream.take(last_step - first_step).prefetch(4)
+
+    def _histories(self) -> dict[str, int]:
+        """Events whose histories are given, with their numbers."""
+        events = self.settings.histories
+        return {
+            event: number
+            for number, event in enumerate(self._folder.history_events)
+            if events is None or event in events
+        }
+
+    def _parse(self, record: tf.Tensor) -> Tensors:
+        """Reads the arrays of a shard that are needed."""
+        code = self.level
+        names = ["users", f"known/{code}/lengths", f"known/{code}/items"]
+        names += [f"rows/{code}/{key}" for key in ("users", "ends", "lengths", "items")]
+        keys = ["lengths", "items", *(["times"] if self._folder.tree["times"] else [])]
+        for number in self._histories().values():
+            names += [f"history/{number}/{key}" for key in keys]
+        features = {name: tf.io.FixedLenFeature([], tf.string) for name in names}
+        parsed = tf.io.parse_single_example(record, features)
+        return {
+            name: tf.io.decode_raw(data, tf.as_dtype(dtype_of(name)))
+            for name, data in parsed.items()
+        }
+
+    def _pool(self, blocks: dict[str, tf.RaggedTensor]) -> Tensors:
+        """Puts shards together: users count from 0, ends are absolute."""
+        code = self.level
+        rows = blocks[f"rows/{code}/users"]
+        sizes = blocks["users"].row_lengths()
+        before = tf.cast(tf.cumsum(sizes, exclusive=True), tf.int32)
+        users = rows.values + tf.repeat(before, rows.row_lengths())
+        columns = len(self._folder.history_events)
+        ends = tf.reshape(blocks[f"rows/{code}/ends"].values, [-1, columns])
+        parts = tf.unstack(tf.cast(ends, tf.int64), num=columns, axis=1)
+        pool: Tensors = {}
+        for number in self._histories().values():
+            offsets = _offsets(blocks[f"history/{number}/lengths"])
+            parts[number] += tf.gather(offsets, users)
+            pool[f"history/{number}/offsets"] = offsets
+            for key in ("items", "times"):
+                name = f"history/{number}/{key}"
+                if name in blocks:
+                    # Something to gather even if all lists are empty.
+                    pool[name] = tf.pad(blocks[name].values, [[0, 1]])
+        inputs = self._users_table(blocks["users"].values)
+        return pool | {
+            "users": users,
+            "ends": tf.stack(parts, axis=1) if parts else tf.cast(ends, tf.int64),
+            "labels": tf.zeros_like(users),
+            "offsets": _offsets(blocks[f"rows/{code}/lengths"]),
+            "items": blocks[f"rows/{code}/items"].values,
+            "known/offsets": _offsets(blocks[f"known/{code}/lengths"]),
+            "known/items": blocks[f"known/{code}/items"].values,
+            **{f"input/{name}": column for name, column in inputs.items()},
+        }
+
+    def _from_pool(
+        self, pool: Tensors, begin: tf.Tensor, number: tf.Tensor, phase: int
+    ) -> Batch:
+        """Makes batch `number` of a pool whose first one is step `begin`."""
+        stateless = self._seeds(begin + number, phase)
+        slots = number * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        last = tf.size(pool["users"], out_type=tf.int64) - 1
+        rows = tf.random.experimental.index_shuffle(
+            slots, stateless(_SHUFFLE, begin), last
+        )
+        return self._of_pool(pool)._assemble(rows, stateless)
+
+    def _of_pool(self, pool: Tensors) -> StoredBatches:
+        """Returns these batches with the rows of a pool in place of a log's."""
+        batches = copy.copy(self)
+        rows = QueryRows(
+            pool["users"],
+            pool["ends"],
+            pool["labels"],
+            pool["offsets"],
+            pool["items"],
+            self._folder.timed,
+        )
+        events = self._histories()
+        nothing: Any = None  # of histories that are not given
+        lists = {
+            event: Csr(
+                pool[f"history/{number}/offsets"], pool[f"history/{number}/items"]
+            )
+            if event in events
+            else Csr(nothing, nothing)
+            for number, event in enumerate(self._folder.history_events)
+        }
+        times = None
+        if self._folder.tree["times"]:
+            times = {event: pool[f"history/{n}/times"] for event, n in events.items()}
+        inputs = {
+            name.removeprefix("input/"): column
+            for name, column in pool.items()
+            if name.startswith("input/")
+        }
+        batches._users = rows.users
+        batches._labels = rows.labels
+        batches._history_end = rows.history_end
+        batches.known = (pool["known/offsets"], pool["known/items"])
+        batches._targets = TargetChooser(
+            rows,
+            self.settings.target_share,
+            self.settings.visible_share,
+            (self._folder.objectives[self.level],),
+        )
+        batches._queries = QueryInputs(
+            EntityInputs.of_columns(inputs),
+            Histories(lists, None, times),
+            self.settings.history_length,
+            tuple(events),
+        )
+        return batches
+
+
+def _offsets(lengths: tf.RaggedTensor) -> tf.Tensor:
+    return tf.pad(tf.cumsum(tf.cast(lengths.values, tf.int64)), [[1, 0]])
