@@ -30,7 +30,15 @@ def _readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+# Preparation on many machines (tfcsmf.data.sharded.beam_pipeline).
+BEAM = ["apache-beam==2.77.*"]
+TEST = [
+    *BEAM,
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+]
 # Exact minor versions: a new formatter or checker release must not break `make lint`.
 DEV = [*TEST, "ruff==0.17.*", "mypy==2.4.*", "types-PyYAML>=6.0.12"]
 
@@ -53,7 +61,7 @@ setup(
         "tfcsmf.serving": ["deploy/*", "explorer.html"],
     },
     install_requires=_requirements(),
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"beam": BEAM, "test": TEST, "dev": DEV},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
