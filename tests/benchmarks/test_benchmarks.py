@@ -32,6 +32,7 @@ SMALLER = {
     "preparation": ["--rows", "5000"],
     # One process; its server and clients are tested in processes of their own by hand.
     "serving": ["--no-memory", "--requests", "3", "--seconds", "0.5"],
+    "stored_input": ["--users", "40", "--items", "30", "--steps", "1"],
     "scale": [
         # Objectives are trained and exported: see the slow test.
         *("--no-memory", "--parts", "catalogue", "batch", "--items", "1500"),

@@ -145,13 +145,13 @@ def _normalise(
     table = {}
     for role in ("user_id", "item_id", "event"):
         name = getattr(columns, role)
-        _require(raw.columns, name, "events", role)
+        require_column(raw.columns, name, "events", role)
         table[role] = raw.names(name)
         _no_nulls(table[role], f"Column {name!r} of the events table", "a value")
     if use_split and columns.split in raw.columns:
         table["split"] = _splits(raw.names(columns.split))
     elif use_split and columns.split != Columns().split:
-        _require(raw.columns, columns.split, "events", "split")
+        require_column(raw.columns, columns.split, "events", "split")
     time_column = next((name for name in columns.time if name in raw.columns), None)
     if time_column is not None:
         times = raw.column(time_column)
@@ -163,11 +163,16 @@ def _normalise(
             times,
         )
     elif columns.time and columns.time != Columns().time:
-        _require(raw.columns, columns.time[0], "events", "time")
+        require_column(raw.columns, columns.time[0], "events", "time")
     return pl.DataFrame(table), time_column
 
 
-def _require(columns: Sequence[str], name: str, source: str, role: str) -> None:
+def require_column(columns: Sequence[str], name: str, source: str, role: str) -> None:
+    """Checks that a table has a column.
+
+    Raises:
+      DataError: naming the nearest one, and how to map another.
+    """
     if name in columns:
         return
     value = "[<column>]" if role == "time" else "<column>"
@@ -243,7 +248,7 @@ def entity_table(table: pl.DataFrame, name: str, role: str) -> pl.DataFrame:
       DataError: if the column is absent, or an id is missing or repeated.
     """
     source = role.removesuffix("_id") + "s"
-    _require(table.columns, name, source, role)
+    require_column(table.columns, name, source, role)
     ids = as_text(table[name]).alias(role)
     _no_nulls(ids, f"Column {name!r} of the {source} table", "an id")
     repeated = ids.filter(ids.is_duplicated()).unique(maintain_order=True)

@@ -241,7 +241,7 @@ def _assemble(
             "test_targets": len(cold),
             "cold_test_targets": int(cold.sum()),
         }
-    _warn_of_empty(counts)
+    warn_of_empty(counts)
     return PreparedLog(
         objectives=objectives,
         history_events=histories,
@@ -262,7 +262,7 @@ def wants_times(config: Config) -> bool:
     return config.towers.history_times and config.towers.query_encoder != "pooled"
 
 
-def _warn_of_empty(counts: Mapping[str, Mapping[str, int]]) -> None:
+def warn_of_empty(counts: Mapping[str, Mapping[str, int]]) -> None:
     """Says which objectives cannot be evaluated, and what follows from it."""
     for name, count in counts.items():
         if not count["test"]:

@@ -163,6 +163,8 @@ def test_rules_of_the_log_are_checked(tmp_path):
     refused("a column 'item_id'", frame.drop("item_id"))
     refused("vieww.*'view'", frame, history_events=["vieww"])
     refused("split column", split="file")
+    refused("a column 'when'", columns={"time": ["when"]})
+    refused("a column 'part'", columns={"split": "part"})
     with pytest.raises(DataError, match="has none"):
         PreparedFolder.open(tmp_path)
     # What a failed preparation has left is in nobody's way, a finished one is.

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from tfcsmf.config import Config
-from tfcsmf.data.log import PARTS, split_names
+from tfcsmf.config import Columns, Config
+from tfcsmf.data.log import PARTS, require_column, split_names
 from tfcsmf.data.reader import find_files
 from tfcsmf.data.scalars import as_text, as_times
 from tfcsmf.data.splits import SPLIT_CODES, mix, stable_keys
-from tfcsmf.errors import DataError, nearest
+from tfcsmf.errors import DataError
 
 _BATCH = 500_000  # rows that are in memory together while a piece is read
 
@@ -81,13 +81,7 @@ def find_source(config: Config) -> Source:
             ) from error
         columns = footer.schema_arrow.names
         for role in ("user_id", "item_id", "event"):
-            name = getattr(data.columns, role)
-            if name not in columns:
-                raise DataError(
-                    f"Every file of the events table should have a column {name!r}."
-                    f"{nearest(name, columns)} {file!r} has {columns}. Map another "
-                    f"column with --set data.columns.{role}=<column>."
-                )
+            require_column(columns, getattr(data.columns, role), "events", role)
         for group in range(footer.metadata.num_row_groups):
             pieces.append(Piece(file, group, rows))
             rows += footer.metadata.row_group(group).num_rows
@@ -98,7 +92,11 @@ def find_source(config: Config) -> Source:
     columns = pq.ParquetFile(files[0]).schema_arrow.names
     wanted = data.columns.split
     split = wanted if data.split in ("auto", "file") and wanted in columns else None
+    if split is None and data.split in ("auto", "file") and wanted != Columns().split:
+        require_column(columns, wanted, "events", "split")
     time = next((name for name in data.columns.time if name in columns), None)
+    if time is None and data.columns.time and data.columns.time != Columns().time:
+        require_column(columns, data.columns.time[0], "events", "time")
     return Source(tuple(pieces), split, time, rows)
 
 

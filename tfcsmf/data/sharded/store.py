@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfcsmf.config import Config
 from tfcsmf.data.kinds import check_ignored, encode_table, fit_encoders
-from tfcsmf.data.prepare import describe_entities, wants_times
+from tfcsmf.data.prepare import describe_entities, wants_times, warn_of_empty
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.sharded.block import COUNTS, Arrays, build_block, to_record
 from tfcsmf.data.sharded.bucket import Bucket
@@ -131,6 +131,7 @@ class Write(Round):
                 for name, row in zip(names, counts, strict=True)
             },
         }
+        warn_of_empty(summary["events"])
         tree = {
             "format": _FORMAT,
             "objectives": names,
