@@ -110,6 +110,10 @@ def check_parts(config, log):
         model.compute_loss(batches[0], training=True)
         before = {n: v.numpy() for n, v in memory.state().items()}
     batch = batches[1]
+    if memory is None:
+        count = len(batch["positives"])
+        weights = np.random.default_rng(1).uniform(0.3, 3.0, count)
+        batch = batch | {"weight": tf.constant(weights, tf.float32)}
     loss, expected, rows = gradients_of(model, batch)
     assert sum(gradient is not None for gradient in expected) >= 8
     if memory is not None:

@@ -31,7 +31,8 @@ def part_of_batch(batch: Mapping[str, Any]) -> Batch:
       batch: of `tfcsmf.data.batches.StageBatches`, and a `part`.
 
     Returns:
-      The batch with the `positives`, `excluded_pairs`, `own` and `known` of the part.
+      The batch with the `positives`, their `weight` and `own`, `excluded_pairs` and
+      `known` of the part.
       `whole` has the number of `rows` of the whole batch and the `columns` of all its
       positives.
     """
@@ -46,6 +47,8 @@ def part_of_batch(batch: Mapping[str, Any]) -> Batch:
         "excluded_pairs": pairs[others[0] : others[1]] - shift,
         WHOLE: {"rows": rows, "columns": positives[:, 1]},
     }
+    if "weight" in batch:
+        part["weight"] = batch["weight"][begin:end]
     if "own" in batch:
         part["own"] = {name: value[begin:end] for name, value in batch["own"].items()}
     if "known" in batch:
