@@ -274,6 +274,7 @@ class StoredBatches(StageBatches):
             if name.startswith("input/")
         }
         batches._users = rows.users
+        batches._items, batches._weights = rows.items, None
         batches._labels = rows.labels
         batches._history_end = rows.history_end
         batches.known = (pool["known/offsets"], pool["known/items"])
