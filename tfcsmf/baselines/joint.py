@@ -50,9 +50,12 @@ class JointModel(CSMF):
         training: bool = False,
         seed: tf.Tensor | None = None,
         blocks: Blocks = NO_BLOCKS,
+        part: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the vectors of objective `stage`, float [n, d]."""
-        return self._bounded(self.query_tower(inputs, stage, seed=seed, blocks=blocks))
+        return self._bounded(
+            self.query_tower(inputs, stage, seed=seed, blocks=blocks, part=part)
+        )
 
     def candidate_vectors(
         self,

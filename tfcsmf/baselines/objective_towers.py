@@ -100,12 +100,13 @@ class SharedBottomTower(Tower):
         stage: int | None = None,
         seed: tf.Tensor | None = None,
         blocks: Blocks = NO_BLOCKS,
+        part: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Encodes a batch for one objective, the first by default."""
         # With one head it serves every objective.
-        return self.vectors(inputs, seed, blocks)[
-            :, min(stage or 0, self.objectives - 1)
-        ]
+        head = min(stage or 0, self.objectives - 1)
+        vectors = self.vectors(inputs, seed, blocks)[:, head]
+        return vectors if part is None else vectors[part[0] : part[1]]
 
 
 class MixtureTower(SharedBottomTower):

@@ -148,10 +148,8 @@ class CSMF(tfrs.Model):
           blocks: see `row_blocks`.
           part: the rows to encode, see `Tower`.
         """
-        own = {} if part is None else {"part": part}
-        vectors = self.query_tower(
-            inputs, None if training else stage, seed=seed, blocks=blocks, **own
-        )
+        raw = None if training else stage
+        vectors = self.query_tower(inputs, raw, seed=seed, blocks=blocks, part=part)
         vectors = tf.where(self._query_blocks(stage, training), vectors, 0.0)
         return bounded(vectors) if self.normalize else vectors
 
