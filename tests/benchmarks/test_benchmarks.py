@@ -38,7 +38,9 @@ SMALLER = {
         *("--no-memory", "--parts", "catalogue", "batch", "--items", "1500"),
         *("--scann-up-to", "0", "--batch", "16", "--requests", "3"),
     ],
+    "workers": [],
 }
+SLOW = {"workers"}  # three processes
 
 
 @pytest.fixture
@@ -59,7 +61,10 @@ def load(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SCRIPTS],
+)
 def test_every_script_runs_and_writes_positive_figures(name, load, tmp_path):
     path = tmp_path / "result.json"
     argv = ["--quick", "--repeats", "1", *SMALLER[name], "--json", str(path)]
