@@ -125,7 +125,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("time", "random", "all test", "last")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in QUICK else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_shards_hold_what_preparation_in_memory_gives(case, tmp_path):
     columns, data = CASES[case]
     config = config_of(write_events(tmp_path / "log", columns=columns), **data)

@@ -23,7 +23,7 @@ from tfcsmf.data.sharded.store import Write, check_target
 
 _LOG = logging.getLogger(__name__)
 ROWS_PER_SHARD = 250_000
-_RUN = 1_000_000  # rows; all runs are open at the same time
+_RUN = 2_000_000  # rows; all runs are open at the same time
 _TOGETHER = 16  # answers that are merged at once
 
 
