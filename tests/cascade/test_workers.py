@@ -136,6 +136,9 @@ def test_killed_workers_resume_to_the_same_end(tmp_path):
     # The one that is left says so and ends.
     assert statuses["lost"] == [2, -signal.SIGKILL]
     assert "start all again with --resume" in logs
+    # So does the one that learns at the start that the other has stopped.
+    assert statuses["refused"] == [2, 2]
+    assert "Worker 0 stopped; its own message says why" in logs
 
 
 def test_the_documented_commands_are_those_that_are_tested():

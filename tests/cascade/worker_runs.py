@@ -8,7 +8,8 @@ everything once and forks before TensorFlow's runtime starts. Each RUN is a name
   FOLDER/other, and FOLDER/temporary is where it may put temporary files;
 - `killed`: as `two`, but both are killed once the chief has written four checkpoints,
   and started again;
-- `lost`: as `two`, but the other one is killed.
+- `lost`: as `two`, but the other one is killed; then both are started again without
+  `--resume`, which the chief refuses.
 
 Runs go on side by side. Prints the exit statuses by run as one line of JSON.
 """
@@ -128,6 +129,9 @@ def main(config, folder, *names):
         if name == "killed":
             pair.start("--resume")
             done["resumed"] = pair.wait()
+        if name == "lost":
+            pair.start()
+            done["refused"] = pair.wait()
     if alone is not None:
         done["one"] = wait(alone)
     print(json.dumps(done))
