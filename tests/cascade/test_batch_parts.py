@@ -42,7 +42,7 @@ SLOW = {
 
 
 def later_stage(config, log):
-    """A model in its second stage, and a batch of it; nothing is trained."""
+    """A model in its second stage, and batches of it; nothing is trained."""
     model = build_model(config, log)
     draws = np.random.default_rng(0)
     for parameter in model.owned_parameters:
@@ -78,7 +78,7 @@ def later_stage(config, log):
     if loss.correct_sampling and not batches.has_whole_catalogue:
         model.sampling_probability = tf.constant(batches.probability)
     model.negatives = stage_negatives(config, batches, 8)
-    return model, list(batches.dataset(1.0, 0, 0, 2))
+    return model, batches
 
 
 def gradients_of(model, batch):
@@ -104,7 +104,8 @@ def test_parts_of_other_losses_add_up(tiny_config, tiny_log, case):
 
 
 def check_parts(config, log):
-    model, batches = later_stage(config, log)
+    model, made = later_stage(config, log)
+    batches = list(made.dataset(1.0, 0, 0, 2))
     memory = model.negatives.memory
     if memory is not None:
         model.compute_loss(batches[0], training=True)

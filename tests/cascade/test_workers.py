@@ -22,9 +22,13 @@ from tfcsmf.config import SimulatorConfig
 from tfcsmf.data.simulator import simulate
 from tfcsmf.errors import ConfigError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pipelines"))
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[2] / "pipelines"),
+    str(Path(__file__).resolve().parent),
+]
 
 import run_cascade  # noqa: E402
+import worker_steps  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("worker_runs.py")
 # Of entries up to 1 after some 20 steps of Adam, which the order of sums moves by 4e-7.
@@ -53,6 +57,29 @@ CONFIG = {
     "evaluation": {"ks": [5], "validation_k": 5, "bootstrap_samples": 20},
     "retrieval": {"k": 10},
 }
+
+
+@pytest.mark.timeout(600)  # some seconds on idle cores
+def test_two_workers_take_the_steps_of_one_process(tmp_path):
+    script = Path(worker_steps.__file__)
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as two:
+        expected = worker_steps.steps()
+        assert json.loads(two.communicate()[0].splitlines()[-1]) == [0, 0]
+    moved = 0
+    for number in range(2):
+        with np.load(tmp_path / f"{number}.npz") as ours:
+            assert ours.files == list(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+                kind, _, parameter = name.partition("/")
+                if kind != "after":
+                    continue
+                frozen = np.broadcast_to(ours[f"owner/{parameter}"] == 0, value.shape)
+                before = expected[f"before/{parameter}"]
+                np.testing.assert_array_equal(ours[name][frozen], before[frozen])
+                moved += int((ours[name] != before).sum())
+    assert moved > 500
 
 
 def runs(folder, *names, features=False):
@@ -87,7 +114,8 @@ def losses(checkpoint):
     return [loss for phase in phases for loss in phase["loss"]]
 
 
-@pytest.mark.timeout(600)  # seconds on idle cores
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_workers_end_like_one_process(tmp_path):
     check_two(tmp_path, features=False)
 
