@@ -148,7 +148,9 @@ def check_two(tmp_path, features):
         assert mine["best_validation"] == pytest.approx(other["best_validation"])
     # The chief alone has written.
     assert not (tmp_path / "two.other").exists()
-    assert not list((tmp_path / "two.temporary").iterdir())
+    # AutoGraph deletes its files when Python exits, which a forked child does not.
+    left = {path.name for path in (tmp_path / "two.temporary").iterdir()}
+    assert not {name for name in left if not name.startswith("__autograph_")}
     assert (tmp_path / "two" / "serving" / "1").is_dir()
 
 
