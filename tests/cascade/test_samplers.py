@@ -178,8 +178,7 @@ def test_the_esans_loss_is_the_softmax_of_all_its_negatives(log, in_batch):
     assert loss == pytest.approx(total / len(positives), rel=1e-4)
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
-@pytest.mark.parametrize("name", ["dns", "mixgcf"])
+@pytest.mark.parametrize(("name", "in_batch"), [("dns", True), ("mixgcf", False)])
 def test_the_loss_of_the_hardest_is_the_softmax_with_them(log, name, in_batch):
     batch, model, batches = batch_and_model(
         log,
