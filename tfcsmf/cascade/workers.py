@@ -174,6 +174,12 @@ class Workers:
     def finish(self) -> None:
         """Waits until every worker has come to its end."""
         self._gather(np.zeros(1, np.int32))
+        try:
+            # Who comes through this knows that all came through the first one, and may
+            # leave while others still wait for its last message.
+            self._gather(np.zeros(1, np.int32))
+        except _LOST:
+            pass
 
     def _meet(self, code: int, fingerprint: int) -> tuple[np.ndarray, np.ndarray]:
         self._met = True
