@@ -40,7 +40,7 @@ SMALLER = {
     ],
     "workers": [],
 }
-SLOW = {"workers"}  # three processes
+SLOW = {"workers", "negatives"}  # half a minute each
 
 
 @pytest.fixture
