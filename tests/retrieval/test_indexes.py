@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -161,11 +163,24 @@ def test_scann_is_calibrated_to_the_target_under_random_weights(scann_index):
     assert [point["recall"] >= 0.95 for point in curve] == [False] * (
         len(curve) - 1
     ) + [True]
-    # More leaves never find less.
-    by_leaves = {p["leaves_to_search"]: p["recall"] for p in curve}
-    recalls = [by_leaves[leaves] for leaves in sorted(by_leaves)]
-    assert recalls == sorted(recalls)
+    # Neither more leaves nor more candidates ranked again ever find less.
+    for narrow, wide in itertools.combinations(curve, 2):
+        names = ("leaves_to_search", "reorder")
+        if all(narrow[name] <= wide[name] for name in names):
+            assert narrow["recall"] <= wide["recall"]
     assert found["leaves_to_search"] == curve[-1]["leaves_to_search"]
+
+
+def test_scann_tries_the_cheapest_settings_first(scann_index):
+    large = object.__new__(ScannIndex)
+    large.__dict__.update(scann_index.__dict__, size=10_000_000, num_leaves=3162)
+    tried = [tuple(setting.values()) for setting in large.settings(300)]
+    assert tried[0] == (25, 300) and tried[-1] == (3162, 30_000)
+    assert len(set(tried)) == len(tried)
+    # Ranking 600 more again costs as much as 27,000 codes; 24 leaves hold 76,000.
+    assert tried.index((25, 900)) < tried.index((49, 300))
+    # 8,700 more are 390,000 codes, 1,581 leaves five million.
+    assert tried.index((1581, 9000)) < tried.index((3162, 300))
 
 
 def test_scann_scores_are_inner_products(scann_index):

@@ -103,3 +103,24 @@ def test_a_searcher_is_freed_with_its_model_and_no_other(path, queries):
     with pytest.raises(tf.errors.NotFoundError):
         search(names[1])
     assert search(names[0]).shape == (9, K)
+
+
+def test_the_searcher_of_the_training_is_freed(monkeypatch, queries):
+    from scann.scann_ops.py import scann_ops
+
+    made = []
+
+    def create(*arguments, **options):
+        made.append(scann_create_searcher(*arguments, **options))
+        return made[-1]
+
+    scann_create_searcher = scann_ops.scann_create_searcher
+    monkeypatch.setattr(scann_ops, "scann_create_searcher", create)
+    vectors = np.random.default_rng(2).standard_normal((1200, 8)).astype("f")
+    index = ScannIndex(vectors, K, leaves_to_search=35)
+    trained, own = made
+    with pytest.raises(tf.errors.NotFoundError):
+        scann_ops.ScannSearcher(trained).search_batched(queries, K)
+    # The one that took its place, under its own name, has all vectors.
+    found = scann_ops.ScannSearcher(own).search_batched(queries, K)
+    np.testing.assert_array_equal(found.indices, index.search(queries, K)[1])

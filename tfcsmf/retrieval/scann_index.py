@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,9 @@ from tfcsmf.errors import ExportError
 from tfcsmf.retrieval.approximate import ApproximateIndex, Setting, widened
 from tfcsmf.retrieval.indexes import ABSENT
 from tfcsmf.retrieval.scann_searcher import SearcherResource
+
+# Codes that can be compared in the time of re-ranking one candidate.
+_RERANKING = 45
 
 
 class ScannIndex(ApproximateIndex):
@@ -84,13 +88,21 @@ class ScannIndex(ApproximateIndex):
         return scores, tf.gather(positions, order, batch_dims=1)
 
     def settings(self, fetch: int) -> Iterator[Setting]:
-        """Yields leaves and re-ranked candidates; see `ApproximateIndex.settings`."""
-        fractions = [min(1.0, 2.0**power / 128) for power in range(8)]
-        leaves = sorted({max(1, round(self.num_leaves * f)) for f in fractions})
-        for count in leaves:
-            for factor in (1, 3):
-                yield _setting(count, min(fetch * factor, self.size))
-        yield _setting(self.num_leaves, min(fetch * 10, self.size))
+        """Yields leaves and re-ranked candidates; see `ApproximateIndex.settings`.
+
+        Among many millions of items more of them lie within what codes cannot tell
+        apart, which more leaves do not mend, but re-ranking more candidates does.
+        """
+        fractions = [2.0**power / 128 for power in range(8)]
+        leaves = {max(1, round(self.num_leaves * part)) for part in fractions}
+        reorders = {min(fetch * factor, self.size) for factor in (1, 3, 10, 30, 100)}
+
+        def cost(setting: tuple[int, int]) -> float:
+            searched = setting[0] / self.num_leaves * self.size
+            return searched + _RERANKING * setting[1]
+
+        for count, reorder in sorted(itertools.product(leaves, reorders), key=cost):
+            yield {"leaves_to_search": count, "reorder": reorder}
 
     def describe(self) -> dict[str, Any]:
         """Returns what `cascade.json` says of the index."""
@@ -103,10 +115,6 @@ class ScannIndex(ApproximateIndex):
         } | self.measured()
 
 
-def _setting(leaves: int, reorder: int) -> Setting:
-    return {"leaves_to_search": leaves, "reorder": reorder}
-
-
 def _train(candidates: np.ndarray, k: int, leaves: int, reorder: int) -> Any:
     try:
         import scann  # noqa: F401
@@ -115,16 +123,13 @@ def _train(candidates: np.ndarray, k: int, leaves: int, reorder: int) -> Any:
             "retrieval.index=scann needs the package scann. Received: "
             f"{error}. Install it, or set retrieval.index=ivf."
         ) from error
-    import tensorflow_recommenders as tfrs
+    from scann.scann_ops.py import scann_ops
 
-    layer = tfrs.layers.factorized_top_k.ScaNN(
-        k=k,
-        num_leaves=leaves,
-        num_leaves_to_search=leaves,
-        dimensions_per_block=2,
-        num_reordering_candidates=reorder,
-    )
-    layer.index(tf.constant(candidates, tf.float32))
-    # The layer's own call freezes the number of leaves; calibration and requests
-    # with exclusions need it per search, so the trained searcher is used directly.
-    return layer._serialized_searcher
+    builder = scann_ops.builder(candidates, k, "dot_product")
+    builder = builder.tree(num_leaves=leaves, num_leaves_to_search=leaves)
+    builder = builder.score_ah(dimensions_per_block=2).reorder(reorder)
+    trained = builder.build()
+    state = trained.serialize_to_module()
+    # A handle only names what it belongs to, so nothing else would ever free it.
+    tf.raw_ops.DestroyResourceOp(resource=trained.searcher_handle)
+    return state
