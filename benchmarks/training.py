@@ -249,6 +249,7 @@ def with_input_pipeline(report: harness.Report, options: argparse.Namespace) -> 
             config.data.history_length,
             config.seed,
             whole_catalogue=config.loss.whole_catalogue,
+            rows_per_user=config.data.rows_per_user,
         ),
     )
     model = build_model(config, log)

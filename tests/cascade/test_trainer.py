@@ -211,3 +211,17 @@ def test_a_checkpoint_holds_nothing_that_is_not_needed(tmp_path, finished):
         pruned = phase == "recovery" or (stage > 0 and step == 0)
         assert ("before_pruning" in groups) == pruned
         assert ("optimizer" in groups) <= (step > 0)
+
+
+def test_users_of_many_events_have_few_rows(finished, tmp_path):
+    per_epoch = {}
+    for rows in (1000, 2):
+        trainer = _trainer(
+            _config(f"data.rows_per_user={rows}", "cascade.stage.epochs=1"),
+            tmp_path / str(rows),
+            finished.log,
+        )
+        trainer.train(stages=1)
+        per_epoch[rows] = trainer.progress.curves["exposure"]["phases"][0]["step"][0]
+    # 60 users, batches of 64 rows.
+    assert per_epoch[1000] >= 5 and per_epoch[2] == 1

@@ -84,6 +84,75 @@ def test_rows_hold_exactly_the_examples(drawn):
     assert not rows.timed
 
 
+def test_few_rows_per_user_by_hand():
+    some = examples(
+        [1, 1, 1, 1, 1, 2, 1],
+        [7, 5, 3, 2, 1, 4, 6],
+        [[9], [0], [1], [1], [2], [0], [5]],
+        [90, 10, 20, 20, 30, 10, 50],
+    )
+    # Six in three rows: two each, but those of one time are not parted.
+    assert listed(group_examples(some, rows_per_user=3)) == [
+        (1, 0, 0, [2, 3, 5]),
+        (1, 2, 0, [1]),
+        (1, 5, 0, [6, 7]),
+        (2, 0, 0, [4]),
+    ]
+    assert [row[:2] for row in listed(group_examples(some, rows_per_user=1))] == [
+        (1, 0),
+        (2, 0),
+    ]
+    labels = np.array([0, 0, 1, 0, 1, 0, 1], np.int32)
+    assert listed(group_examples(some, labels, rows_per_user=2)) == [
+        (1, 0, 0, [2, 5]),
+        (1, 9, 0, [7]),
+        (1, 1, 1, [1, 3]),
+        (1, 5, 1, [6]),
+        (2, 0, 0, [4]),
+    ]
+    # Without times there is no next one.
+    timeless = examples(some.pairs.users, some.pairs.items, some.history_end)
+    assert listed(group_examples(timeless, rows_per_user=1)) == listed(
+        group_examples(timeless)
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 8)),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=50)
+def test_no_example_of_a_row_is_in_its_histories(drawn, most):
+    users, items, times = map(np.array, zip(*drawn, strict=True))
+    order = np.lexsort((times, users))
+    # What the user had done strictly before, numbered over all users.
+    ends = [
+        int(np.sum(users < user) + np.sum((users == user) & (times < time)))
+        for user, time in zip(users, times, strict=True)
+    ]
+    rows = group_examples(examples(users, items, ends, times), rows_per_user=most)
+    plain = group_examples(examples(users, items, ends, times))
+    assert len(rows) <= len(plain)
+    when, whose = times[order], users[order]
+    found = listed(rows)
+    for row, after in zip(found, [*found[1:], None], strict=True):
+        # Everything from the end of the histories to where the next row begins.
+        same = after is not None and after[0] == row[0]
+        stop = after[1] if same else int(np.sum(users <= row[0]))
+        taken = np.arange(row[1], stop)
+        assert (whose[taken] == row[0]).all()
+        assert row[-1] == sorted(set(items[order][taken].tolist()))
+        # Only those of one time can be more than an equal share.
+        assert np.sum(when[taken] < when[taken[-1]]) < -(
+            -np.sum(users == row[0]) // most
+        )
+    assert max(np.bincount([row[0] for row in found])) <= most
+
+
 def many(timed=False):
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(6), [1, 2, 3, 8, 20, 40])

@@ -209,6 +209,7 @@ class CascadeTrainer:
                 data.visible_share,
                 loss.whole_catalogue,
                 self._sampler(objective),
+                data.rows_per_user,
             ),
         )
         if self.log.items.size < 2:

@@ -49,6 +49,7 @@ class BatchSettings:
         trained are candidates of every batch, and no negatives are sampled.
       sampler: where negatives come from, whatever the size of the catalogue. `None`
         is what the other settings say.
+      rows_per_user: at most, where time is known; see `group_examples`.
     """
 
     batch_size: int
@@ -61,6 +62,7 @@ class BatchSettings:
     visible_share: float = 0.0
     whole_catalogue: int = 0
     sampler: NegativeSampler | None = None
+    rows_per_user: int | None = None
 
 
 class StageBatches:
@@ -114,7 +116,7 @@ class StageBatches:
         self.examples = log.train[objective]
         self.level = log.objectives.index(objective)
         self.settings = settings
-        self.rows = group_examples(self.examples, labels)
+        self.rows = group_examples(self.examples, labels, settings.rows_per_user)
         self.batch_size = min(settings.batch_size, len(self.rows))
         self.num_items = log.items.size
         self.num_users = log.users.size

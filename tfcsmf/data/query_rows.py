@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.inputs import flat_ranges
-from tfcsmf.data.prepared import Examples
+from tfcsmf.data.prepared import Examples, Pairs
 from tfcsmf.data.rows import NO_TIME
 
 
@@ -18,7 +18,8 @@ class QueryRows:
     """One row per user, label and content of the histories, with all its positives.
 
     Examples of one user that happened at the same point of its histories have the
-    same query vector. Where time is unknown these are all examples of a user.
+    same query vector. Where time is unknown these are all examples of a user; where it
+    is known, some that follow each other may be made to share one.
 
     Attributes:
       users: int32 [R], user positions.
@@ -66,13 +67,21 @@ def expected_targets(
     return float(np.average(sizes, weights=weights))
 
 
-def group_examples(examples: Examples, labels: np.ndarray | None = None) -> QueryRows:
+def group_examples(
+    examples: Examples,
+    labels: np.ndarray | None = None,
+    rows_per_user: int | None = None,
+) -> QueryRows:
     """Groups examples by user, label and histories.
 
     Args:
       examples: at least one; repeated ones count once.
       labels: int32 [n]; examples of different labels never share a row. None is 0
         for all.
+      rows_per_user: where time is known, a user gets at most so many rows of a label.
+        Of one with n examples up to n / rows_per_user that follow each other share
+        the histories of the first of them; examples of the same time are never
+        parted. None parts all.
 
     Example:
       >>> from tfcsmf.data.prepared import Pairs
@@ -85,6 +94,9 @@ def group_examples(examples: Examples, labels: np.ndarray | None = None) -> Quer
     pairs, ends = examples.pairs, examples.history_end
     if labels is None:
         labels = np.zeros(len(pairs), np.int32)
+    timed = bool((pairs.times != NO_TIME).any())
+    if timed and rows_per_user is not None:
+        ends = ends[_first_of_window(pairs, labels, rows_per_user)]
     keys = (pairs.items, *ends.T[::-1], labels, pairs.users)  # the last sorts first
     order = np.lexsort(keys)
 
@@ -105,9 +117,31 @@ def group_examples(examples: Examples, labels: np.ndarray | None = None) -> Quer
         labels[chosen].astype(np.int32),
         np.append(starts, len(order)).astype(np.int64),
         pairs.items[order],
-        timed=bool((pairs.times != NO_TIME).any()),
+        timed=timed,
         weights=None if examples.weights is None else examples.weights[order],
     )
+
+
+def _first_of_window(pairs: Pairs, labels: np.ndarray, windows: int) -> np.ndarray:
+    """Returns for every example the first one of its window, of so many per user."""
+    order = np.lexsort((pairs.times, labels, pairs.users))
+    users, labels, times = pairs.users[order], labels[order], pairs.times[order]
+
+    def first_of_run(*columns: np.ndarray) -> np.ndarray:
+        """Returns for every place the one where its run of equal values began."""
+        new = np.ones(len(order), bool)
+        new[1:] = False
+        for column in columns:
+            new[1:] |= column[1:] != column[:-1]
+        return np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+
+    # Counted from the first of the same time, which keeps these together.
+    start = first_of_run(users, labels)
+    rank = first_of_run(users, labels, times) - start
+    size = -(-np.bincount(start, minlength=len(order))[start] // windows)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[first_of_run(users, labels, rank // size)]
+    return first
 
 
 class TargetChooser:

@@ -23,7 +23,10 @@ _REFUSED = {
     "data": _MEASURED,
 }
 # What of `data` leaves the split, the catalogue and the queries alone.
-_DATA = ("history_length", "target_share", "visible_share", "numeric_buckets")
+_DATA = (
+    *("history_length", "rows_per_user", "target_share", "visible_share"),
+    "numeric_buckets",
+)
 _ALLOWED = {f"data.{name}" for name in (*_DATA, "max_values")}
 # What of `sequence` a query tower with a sequence encoder is built from.
 _ENCODER = {
