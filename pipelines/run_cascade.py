@@ -8,6 +8,10 @@ Without arguments it runs on the built-in simulator. On a log of your own:
 or on a public data set by name (docs/datasets.md):
 
     python pipelines/run_cascade.py --dataset retailrocket --data-dir downloads
+
+or on a log that does not fit into memory, prepared before (pipelines/prepare.py):
+
+    python pipelines/run_cascade.py --prepared prepared --output saved_models/shop
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_log_options(parser)
     add = parser.add_argument
+    add("--prepared", metavar="DIR", help="train from a log prepared in this folder")
     add("--output", default="saved_models/cascade", help="folder of the run")
     add("--seed", type=int, help="seed of everything random")
     add("--resume", action="store_true", help="continue a killed run in --output")
@@ -48,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tfcsmf.cascade.run import assist_cascade, base_tree, run_cascade
     from tfcsmf.cascade.workers import open_workers
     from tfcsmf.config import Config, read_yaml, with_options
+    from tfcsmf.data.sharded.folder import PreparedFolder
+    from tfcsmf.data.sharded.settings import with_prepared
     from tfcsmf.errors import ConfigError
     from tfcsmf.evaluation.report import format_table
 
@@ -64,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         tree = read_yaml(arguments.config) if arguments.config else {}
     tree = cli.with_dataset(tree, arguments)
+    if arguments.prepared:
+        settings = PreparedFolder.open(arguments.prepared).tree["config"]
+        tree = with_prepared(tree, settings, arguments.prepared)
     options = cli.log_options(arguments) | {
         ("seed",): arguments.seed,
         ("towers", "query_encoder"): arguments.query_encoder,

@@ -57,6 +57,9 @@ class DataConfig(Section):
     events: str | None = None
     items: str | None = None
     users: str | None = None
+    # A folder that pipelines/prepare.py made of these files: run_cascade.py then
+    # trains from it, with bounded memory, and the files are not read.
+    prepared: str | None = None
     columns: Columns = Columns()
     # Kinds by column name; columns not named here are inferred from their type.
     query_features: dict[str, FeatureKind] = {}

@@ -15,7 +15,9 @@ import tensorflow as tf
 import yaml
 
 from tfcsmf.cascade.checkpoints import CheckpointStore
-from tfcsmf.config import SimulatorConfig
+from tfcsmf.config import Config, SimulatorConfig
+from tfcsmf.data.sharded.folder import TOGETHER, PreparedFolder
+from tfcsmf.data.sharded.local import prepare_sharded
 from tfcsmf.data.simulator import simulate
 
 SCRIPT = Path(__file__).with_name("kill_runs.py")
@@ -56,14 +58,18 @@ PHASES = {
 }
 
 
-def _runs(folder, seed, random_kills):
-    """Returns what `kill_runs.py` printed."""
+def _runs(folder, seed, random_kills, shards=0):
+    """Returns what `kill_runs.py` printed; with shards they train from a folder."""
     config = folder / "config.yaml"
     # Without features, whose tables would only take longer to trace.
     world = SimulatorConfig(users=40, items=30, exposures_per_user=20)
     events = simulate(world, CONFIG["cascade"]["objectives"], 0).events
     events.write_parquet(folder / "events.parquet")
     data = {"events": str(folder / "events.parquet")}
+    if shards:
+        prepared = str(folder / "prepared")
+        prepare_sharded(Config.from_dict(CONFIG | {"data": data}), prepared, shards)
+        data["prepared"] = prepared
     config.write_text(yaml.safe_dump(CONFIG | {"data": data}))
     command = [sys.executable, str(SCRIPT), str(config), str(folder)]
     done = subprocess.run(
@@ -158,3 +164,11 @@ def test_killed_runs_end_like_one_that_was_not(tmp_path):
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_other_moments(tmp_path, seed):
     _check(_runs(tmp_path, seed, random_kills=8))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_from_a_prepared_folder(tmp_path):
+    _check(_runs(tmp_path, seed=5, random_kills=4, shards=24))
+    # More than one pool, so that some kills are in later ones.
+    assert len(PreparedFolder.open(tmp_path / "prepared").shards) > TOGETHER

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tfcsmf.evaluation import (
     user_metrics,
 )
 from tfcsmf.evaluation import protocols as protocols_module
+from tfcsmf.evaluation.protocols import evaluate_parts
 
 CONFIG = EvaluationConfig(ks=(1, 2), bootstrap_samples=50)
 
@@ -137,6 +139,36 @@ def test_many_users_are_measured_in_parts(monkeypatch):
     )
     assert (difference, interval) == (0.0, (0.0, 0.0))
     assert part_queries.rows.tolist() == [0, 1]
+
+
+def test_parts_of_the_users_give_the_results_of_all():
+    generator = np.random.default_rng(0)
+    items = [generator.permutation(6)[:3].tolist() for _ in range(20)]
+    targets, met = [row[:2] for row in items], [row[2:] for row in items]
+    whole = queries(targets, met, met)
+
+    def part(rows):
+        chosen = queries(*([lists[r] for r in rows] for lists in (targets, met, met)))
+        return replace(chosen, users=np.array(rows, np.int32))
+
+    def systems(size):
+        vectors = np.ones((size, 1))
+        return {
+            name: VectorRanker(lambda objective, asked: vectors, sign * CANDIDATES)
+            for name, sign in (("up", 1), ("down", -1))
+        }
+
+    parts = [
+        part([1, 4, 19]),
+        part([]),
+        part([r for r in range(19) if r not in (1, 4)]),
+    ]
+    found = evaluate_parts(
+        ((systems(len(p.users)), {"buy": p}) for p in parts), CONFIG, seed=3
+    )
+    for name, system in systems(20).items():
+        assert found[name] == evaluate_all(system, {"buy": whole}, CONFIG, seed=3)
+    assert found["up"] != found["down"]
 
 
 def test_errors():

@@ -184,12 +184,16 @@ def test_far_clusters_are_drawn_less_and_scale_0_ignores_distance():
     assert cluster_probability(centres, sizes, 0.0)[0].tolist() == [0, 0.5, 0.5, 0]
 
 
-@pytest.mark.parametrize("popular", [False, True])
-def test_shared_draws_pass_a_chi_square_test(popular):
+@pytest.mark.parametrize("given", ["nothing", "examples", "counts"])
+def test_shared_draws_pass_a_chi_square_test(given):
     examples = np.array([0, 0, 0, 1, 1, 4], np.int32)
-    sampler = PoolSampler(30_000, 5, examples if popular else None, in_batch=False)
+    options = {"examples": {"examples": examples}}
+    options["counts"] = {"counts": np.bincount(examples)}
+    sampler = PoolSampler(30_000, 5, in_batch=False, **options.get(given, {}))
     drawn = sampler.draw(tf.constant([0]), tf.constant([7, 7])).shared
-    expected = np.array([0.5, 1 / 3, 0, 0, 1 / 6]) if popular else np.full(5, 0.2)
+    assert drawn.dtype == tf.int32
+    popular = np.array([0.5, 1 / 3, 0, 0, 1 / 6])
+    expected = np.full(5, 0.2) if given == "nothing" else popular
     assert fits(np.bincount(drawn, minlength=5), expected)
-    if popular:
+    if given != "nothing":
         np.testing.assert_allclose(sampler.distribution, expected)

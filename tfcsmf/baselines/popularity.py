@@ -95,6 +95,8 @@ class PopularityRanker:
 
 def popularity(prepared: PreparedLog, objective: str) -> np.ndarray:
     """Returns the number of distinct training users per position, int64 [C]."""
+    if prepared.whole is not None:
+        return prepared.whole.popularity[objective]
     size = prepared.items.size
     # Histories hold validation events too; `known` serves objectives without one.
     lists = prepared.test_histories.lists.get(objective, prepared.known[objective])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,48 @@ from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.config import Config
 from tfcsmf.data.prepared import EvaluationSet, PreparedLog
-from tfcsmf.evaluation.protocols import evaluate_all, mean_recall
-from tfcsmf.evaluation.ranker import VectorRanker
+from tfcsmf.evaluation.protocols import evaluate_parts, mean_recall
+from tfcsmf.evaluation.ranker import Ranker, VectorRanker
 from tfcsmf.retrieval.fusion import fuse
 from tfcsmf.towers import FREE
 
 
-def assess(encoder: Encoder, candidates: np.ndarray, config: Config) -> dict[str, Any]:
+def assess(
+    encoder: Encoder,
+    candidates: np.ndarray,
+    config: Config,
+    parts: Iterable[PreparedLog] | None = None,
+) -> dict[str, Any]:
     """Returns test metrics of the model and of the references, both protocols.
 
     Args:
       encoder: of the trained model and its log.
       candidates: float32 [C, d], all blocks.
       config: `evaluation` and `seed` are used.
+      parts: logs that have the test queries of some users each; the encoder's log by
+        default.
     """
-    log = encoder.log
 
-    def queries(objective: str, part: EvaluationSet) -> np.ndarray:
-        stage = log.objectives.index(objective)
-        return encoder.queries(part, log.test_histories, stage)
+    def systems(part: PreparedLog) -> dict[str, Ranker]:
+        own = encoder
+        if part is not encoder.log:
+            own = Encoder(encoder.model, part, encoder.history_length)
 
-    ranker = _ranker(queries, candidates, config)
-    results: dict[str, Any] = {
-        "protocols": evaluate_all(ranker, log.test, config.evaluation, config.seed)
-    }
-    results["baselines"] = {
-        name: evaluate_all(reference, log.test, config.evaluation, config.seed)
-        for name, reference in build_baselines(log, config.evaluation).items()
-    }
-    return results
+        def queries(objective: str, asked: EvaluationSet) -> np.ndarray:
+            stage = part.objectives.index(objective)
+            return own.queries(asked, part.test_histories, stage)
+
+        references = build_baselines(part, config.evaluation)
+        return {_MODEL: _ranker(queries, candidates, config), **references}
+
+    logs = [encoder.log] if parts is None else parts
+    results = evaluate_parts(
+        ((systems(part), part.test) for part in logs), config.evaluation, config.seed
+    )
+    return {"protocols": results.pop(_MODEL), "baselines": results}
+
+
+_MODEL = "model"  # beside the names of references
 
 
 def tradeoff(

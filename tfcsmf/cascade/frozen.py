@@ -51,7 +51,8 @@ class FrozenScores:
 
     def _vectors(self, stage: int) -> tuple[np.ndarray, np.ndarray]:
         log = self._encoder.log
-        users = _spread(log.users.size, _QUERIES)
+        here = log.users_here
+        users = here[_spread(len(here), _QUERIES)]
         ends = [
             log.train_histories.lists[event].offsets[users + 1]
             for event in log.history_events

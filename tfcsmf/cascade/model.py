@@ -382,9 +382,8 @@ def hidden_ids(log: PreparedLog, prior: float) -> np.ndarray:
       prior: >= 0; 0 hides none.
     """
     counts = np.zeros(log.items.num_rows)
-    for examples in log.train.values():
-        met = examples.pairs.items[examples.pairs.items < log.items.trained]
-        counts += np.bincount(met + NUM_RESERVED, minlength=len(counts))
+    for name in log.train:
+        counts[NUM_RESERVED:] += log.item_counts(name)[: log.items.trained]
     chances = prior / np.maximum(prior + counts, 1e-9)
     chances[:NUM_RESERVED] = 0.0
     return chances.astype(np.float32)

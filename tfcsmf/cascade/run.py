@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import numpy as np
 from tfcsmf.cascade import assessment
 from tfcsmf.cascade.checkpoints import Checkpoint, CheckpointStore
 from tfcsmf.cascade.model import CSMF, build_model
+from tfcsmf.cascade.run_data import RunData
+from tfcsmf.cascade.run_data import fingerprint as fingerprint
 from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.cascade.training_state import load_model_arrays
 from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import Config, read_yaml
-from tfcsmf.data.prepare import prepare
 from tfcsmf.data.prepared import PreparedLog
-from tfcsmf.data.schema import save_schema
 from tfcsmf.errors import CapacityError, CheckpointError, ConfigError
 from tfcsmf.evaluation.report import write_report
 from tfcsmf.negatives.diagnostics import describe_clusters
@@ -110,22 +109,22 @@ def _run(
         source = CheckpointStore(base.checkpoints) if base else None
         # Whatever can be refused is refused before anything is written.
         start = _base_checkpoint(source, config) if source else None
-        log = prepare(config, source.load_schema() if source else None)
-        model = build_model(config, log)
+        data = RunData.read(config, source.load_schema() if source else None)
+        model = build_model(config, data.log)
         if start is not None:
             load_model_arrays(model, start.arrays)
-        schema = save_schema(log) | {"examples": fingerprint(log)}
+        schema = data.schema()
         if continued:
             check_same_log(store, schema)
         if workers is not None:
-            check_rows(config, log, workers)
+            check_rows(config, data.log, workers)
             workers.begin(shared_fingerprint(config, schema))
         else:
             store.clear()
         folder.write_config(config, "running", base.path if base else None, continued)
         store.save_schema(schema)
         return _train_and_publish(
-            config, folder, log, model, resume, source, show_progress, workers
+            config, folder, data, model, resume, source, show_progress, workers
         )
 
 
@@ -145,27 +144,23 @@ def assist_cascade(
     with workers.meeting(), tempfile.TemporaryDirectory() as folder:
         base = CheckpointStore(RunFolder(extend).checkpoints) if extend else None
         start = _base_checkpoint(base, config) if base else None
-        schema = base.load_schema() if base else None
-        log = prepare(config, schema)
-        model = build_model(config, log)
+        data = RunData.read(config, base.load_schema() if base else None)
+        model = build_model(config, data.log)
         if start is not None:
             load_model_arrays(model, start.arrays)
-        check_rows(config, log, workers)
-        own = save_schema(log) | {"examples": fingerprint(log)}
-        if not workers.begin(shared_fingerprint(config, own)):
+        check_rows(config, data.log, workers)
+        if not workers.begin(shared_fingerprint(config, data.schema())):
             _LOG.info("The chief has nothing to train.")
         else:
-            first = len(schema["objectives"]) if schema else 0
             # The chief shows the progress of all.
-            trainer = CascadeTrainer(config, log, model, folder, first, False, workers)
-            trainer.train()
+            data.trainer(config, model, folder, False, workers).train()
         workers.finish()
 
 
 def shared_fingerprint(config: Config, schema: dict[str, Any]) -> dict[str, Any]:
     """Returns what has to be the same on all workers; paths may differ."""
     tree = config.to_dict()
-    for name in ("events", "items", "users"):
+    for name in ("events", "items", "users", "prepared"):
         del tree["data"][name]
     return {"config": tree, "schema": schema}
 
@@ -201,18 +196,6 @@ def _check_base(base: RunFolder, folder: RunFolder) -> None:
         )
 
 
-def fingerprint(log: PreparedLog) -> dict[str, list[int]]:
-    """Returns the number of examples of every objective and a checksum of them."""
-    return {
-        name: [
-            len(examples.pairs),
-            zlib.crc32(examples.pairs.items.tobytes()),
-            zlib.crc32(examples.pairs.users.tobytes()),
-        ]
-        for name, examples in log.train.items()
-    }
-
-
 def check_same_log(store: CheckpointStore, schema: dict[str, Any]) -> None:
     """Refuses to resume on other data: rows would belong to other ids."""
     if store.latest() is None:
@@ -229,19 +212,15 @@ def check_same_log(store: CheckpointStore, schema: dict[str, Any]) -> None:
 def _train_and_publish(
     config: Config,
     folder: RunFolder,
-    log: PreparedLog,
+    data: RunData,
     model: CSMF,
     resume: bool,
     base: CheckpointStore | None,
     show_progress: bool,
     workers: Workers | None,
 ) -> RunResult:
-    first_stage = 0
-    if base is not None:
-        first_stage = len(base.load_schema()["objectives"])
-    trainer = CascadeTrainer(
-        config, log, model, folder.path, first_stage, show_progress, workers
-    )
+    log = data.log
+    trainer = data.trainer(config, model, folder.path, show_progress, workers)
     resumed = trainer.resume() if resume else False
     if resumed:
         _LOG.info(
@@ -256,7 +235,7 @@ def _train_and_publish(
     stages = len(log.objectives)
     candidates = trainer.encoder.candidates(stages)
     scales = _scales(trainer, log, candidates, config)
-    results = assessment.assess(trainer.encoder, candidates, config)
+    results = assessment.assess(trainer.encoder, candidates, config, data.test_parts())
     metrics: dict[str, Any] = {
         "objectives": list(log.objectives),
         "protocols": results["protocols"],
@@ -314,6 +293,8 @@ def base_tree(base: str | Path, objectives: list[str] | None) -> dict[str, Any]:
     """
     tree = read_yaml(str(Path(base) / "config.yaml"))
     _check_appended(list(tree["cascade"]["objectives"]), objectives)
+    # The folder that the base run was trained from has not the objectives to come.
+    tree.get("data", {}).pop("prepared", None)
     # The capacity kept back is what the new objectives are trained in.
     tree["cascade"]["reserve"] = False
     return tree

@@ -47,6 +47,9 @@ def make_sampler(
     if name == "uniform":
         return PoolSampler(draws, size, in_batch=False)
     if name == "popularity":
+        if log.whole is not None:
+            counts = log.whole.targets[objective]
+            return PoolSampler(draws, size, in_batch=False, counts=counts)
         items = log.train[objective].pairs.items
         return PoolSampler(draws, size, items, in_batch=False)
     if name == "mixed":
@@ -92,4 +95,6 @@ def stage_negatives(
 
 
 def _last_example(log: PreparedLog) -> int:
+    if log.whole is not None:
+        return max(int(np.flatnonzero(c)[-1]) for c in log.whole.targets.values())
     return max(int(np.max(part.pairs.items, initial=0)) for part in log.train.values())

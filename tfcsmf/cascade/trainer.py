@@ -395,7 +395,8 @@ class CascadeTrainer:
 
     def _prune(self, step: StageStep, batches: StageBatches, stage: int) -> None:
         cascade = self.config.cascade
-        settings = self.config.stage(self.log.objectives[stage])
+        objective = self.log.objectives[stage]
+        settings = self.config.stage(objective)
         importance = None
         if cascade.criterion == "fisher":
             importance = step.fisher(batches.dataset(1.0, 2, 0, 50))
@@ -403,7 +404,7 @@ class CascadeTrainer:
         if cascade.dimension_information != "weights" and importance is None:
             dimensions = measure_dimensions(
                 self.encoder,
-                batches.examples,
+                self.log.train[objective],
                 stage,
                 turn=cascade.dimension_information == "principal",
             )
@@ -441,7 +442,7 @@ class CascadeTrainer:
         progress.finished.append(
             {
                 "name": objective,
-                "examples": len(batches.examples.pairs),
+                "examples": batches.num_examples,
                 "examples_seen": progress.examples_seen,
                 "seconds": round(progress.seconds, 3),
                 "examples_per_second": round(rate, 1),

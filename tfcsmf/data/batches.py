@@ -158,13 +158,30 @@ class StageBatches:
         self.hard_negatives = settings.hard_negatives if self._hard is not None else 0
         self.probability = None
         if not self.has_whole_catalogue:
+            hard = None
+            if self._hard is not None:
+                hard = sampling_probability(self._hard, self.num_items)
             self.probability = self._probability(
                 self.rows.expected_targets(settings.target_share),
                 sampling_probability(self.rows.items, self.num_items),
+                hard,
             )
 
-    def _probability(self, per_row: float, examples: np.ndarray) -> np.ndarray:
-        """Returns `probability` from the targets of a row and the share of examples."""
+    @property
+    def num_examples(self) -> int:
+        """Number of examples, repeated ones included."""
+        return len(self.examples.pairs)
+
+    def _probability(
+        self, per_row: float, examples: np.ndarray, hard: np.ndarray | None
+    ) -> np.ndarray:
+        """Returns `probability` from what is drawn.
+
+        Args:
+          per_row: targets of a row.
+          examples: float [C], share of the examples.
+          hard: float [C], probability of each draw from the previous level.
+        """
         # A row's own positives are not among its negatives.
         others = per_row * (self.batch_size - 1) * self.sampler.in_batch
         if others + self.sampler.shared_draws + self.hard_negatives == 0:
@@ -173,8 +190,7 @@ class StageBatches:
             (others, examples),
             (self.sampler.shared_draws, self.sampler.distribution),
         ]
-        if self._hard is not None:
-            hard = sampling_probability(self._hard, self.num_items)
+        if hard is not None:
             parts.append((self.hard_negatives, hard))
         return mixed_probability(parts, self.num_items)
 
@@ -291,15 +307,7 @@ class StageBatches:
           The targets' columns [n], the items [columns], and what the batch says of
           how they were drawn.
         """
-        hard = None
-        if self._hard is not None:
-            draws = tf.random.stateless_uniform(
-                [self.hard_negatives],
-                stateless(_HARD),
-                maxval=len(self._hard),
-                dtype=tf.int32,
-            )
-            hard = tf.gather(self._hard, draws)
+        hard = self._draw_hard(stateless(_HARD)) if self.hard_negatives else None
         if self.has_whole_catalogue:
             counts = None
             if hard is not None:
@@ -323,6 +331,14 @@ class StageBatches:
             more["pool"] = tf.size(items)
             items, more["own"] = self._own(drawn.own, targets, known, items)
         return columns, items, more
+
+    def _draw_hard(self, seed: tf.Tensor) -> tf.Tensor:
+        """Draws pairs of the previous level; returns their items, int32 [n]."""
+        assert self._hard is not None  # for the type checker
+        draws = tf.random.stateless_uniform(
+            [self.hard_negatives], seed, maxval=len(self._hard), dtype=tf.int32
+        )
+        return tf.gather(self._hard, draws)
 
     def _own(
         self, own: OwnDraws, targets: tf.Tensor, known: tf.Tensor, items: tf.Tensor

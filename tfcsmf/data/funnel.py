@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tfcsmf.data.lists import distinct_sorted, union_lists
-from tfcsmf.data.prepared import Examples, Pairs, PreparedLog
+from tfcsmf.data.prepared import Csr, Examples, Pairs, PreparedLog
 
 
 def with_later_events(log: PreparedLog, weight: float) -> PreparedLog:
@@ -33,25 +34,50 @@ def with_later_events(log: PreparedLog, weight: float) -> PreparedLog:
     first, *later = log.objectives
     if not weight or not later:
         return log
-    examples = _joined([log.train[name] for name in log.objectives])
-    own = len(log.train[first].pairs)
-    keys = examples.pairs.users.astype(np.int64) * log.items.size + examples.pairs.items
-    rows = np.concatenate([np.arange(own), _added(keys, own)])
-    pairs = examples.pairs
-    rows = rows[np.lexsort((pairs.times[rows], pairs.users[rows]))]
-    weights = np.where(_within(keys[rows], distinct_sorted(keys[own:])), weight, 1.0)
-    known = union_lists([log.known[name] for name in log.objectives], log.items.size)
-    joined = Examples(
-        Pairs(pairs.users[rows], pairs.items[rows], pairs.times[rows]),
-        examples.history_end[rows],
-        (weights / weights.mean()).astype(np.float32),
+    joined, known = joined_with_later(
+        [log.train[name] for name in log.objectives],
+        [log.known[name] for name in log.objectives],
+        log.items.size,
     )
+    assert joined.weights is not None  # for the type checker
+    weights = np.where(joined.weights, weight, 1.0)
+    joined = replace(joined, weights=(weights / weights.mean()).astype(np.float32))
     return replace(
         log, train=log.train | {first: joined}, known=log.known | {first: known}
     )
 
 
-def _joined(parts: list[Examples]) -> Examples:
+def joined_with_later(
+    train: Sequence[Examples], known: Sequence[Csr], num_items: int
+) -> tuple[Examples, Csr]:
+    """Returns the first objective's examples with pairs of the later ones.
+
+    What is so joined already stays as it is.
+
+    Args:
+      train: examples by objective.
+      known: positives of every user, by objective.
+      num_items: catalogue size.
+
+    Returns:
+      The examples, by user, then time, whose weights are 1 where a later event of the
+      pair is known and else 0, and the positives of every user.
+    """
+    examples = _joined(train)
+    own = len(train[0].pairs)
+    keys = examples.pairs.users.astype(np.int64) * num_items + examples.pairs.items
+    rows = np.concatenate([np.arange(own), _added(keys, own)])
+    pairs = examples.pairs
+    rows = rows[np.lexsort((pairs.times[rows], pairs.users[rows]))]
+    joined = Examples(
+        Pairs(pairs.users[rows], pairs.items[rows], pairs.times[rows]),
+        examples.history_end[rows],
+        _within(keys[rows], distinct_sorted(keys[own:])).astype(np.float32),
+    )
+    return joined, union_lists(known, num_items)
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
     return Examples(
         Pairs(
             np.concatenate([part.pairs.users for part in parts]),

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.inputs import flat_ranges
+from tfcsmf.data.lists import pair_keys
 from tfcsmf.data.prepared import Csr
 
 _SIEVE = 1 << 16
@@ -54,8 +55,7 @@ def known_pairs(
 
 def known_keys(known: Csr, num_items: int) -> np.ndarray:
     """Returns `list * num_items + item` of all lists, int64, with a last one."""
-    lists = np.repeat(np.arange(len(known.offsets) - 1), np.diff(known.offsets))
-    return np.append(lists * num_items + known.items, np.iinfo(np.int64).max)
+    return np.append(pair_keys(known, num_items), np.iinfo(np.int64).max)
 
 
 def joined_pairs(pairs: tf.Tensor, owners: tf.Tensor, apart: tf.Tensor) -> tf.Tensor:

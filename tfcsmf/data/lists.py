@@ -84,6 +84,17 @@ def distinct_lists(rows: np.ndarray, items: np.ndarray, size: int, width: int) -
     return Csr(offsets_of(keys // width, size), (keys % width).astype(np.int32))
 
 
+def pair_keys(lists: Csr, width: int) -> np.ndarray:
+    """Returns `row * width + item` of every entry of some lists, int64 [n].
+
+    Example:
+      >>> pair_keys(Csr(np.array([0, 1, 3]), np.array([4, 0, 2])), 5).tolist()
+      [4, 5, 7]
+    """
+    rows = np.repeat(np.arange(len(lists.offsets) - 1), np.diff(lists.offsets))
+    return rows * np.int64(width) + lists.items
+
+
 def union_lists(parts: Sequence[Csr], width: int) -> Csr:
     """Sorted distinct items per row of several lists over the same rows.
 

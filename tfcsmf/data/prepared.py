@@ -162,6 +162,26 @@ class Histories:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What is known of a log of which only some users are in memory.
+
+    Attributes:
+      users: int32 [n], ascending positions of the users in memory: the others have no
+        examples and, but for queries, no histories.
+      examples: by objective, int64 [C], training events of every item.
+      targets: by objective, int64 [C], how often an item is a positive of a training
+        row; of the first one with later events as its positives, if these are used.
+      popularity: by objective, int64 [C], distinct users with a training or validation
+        event of every item.
+    """
+
+    users: np.ndarray
+    examples: dict[str, np.ndarray]
+    targets: dict[str, np.ndarray]
+    popularity: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class PreparedLog:
     """Everything training and evaluation need.
 
@@ -179,6 +199,8 @@ class PreparedLog:
       known: per objective: sorted distinct training items of each user, the
         positives that must not be used as negatives.
       summary: counts and notes for the report (rows read, duplicates dropped, ...).
+      whole: of the log that this is a part of (`tfcsmf.data.sharded.folder`); `None`
+        where all of it is here.
     """
 
     objectives: tuple[str, ...]
@@ -192,3 +214,18 @@ class PreparedLog:
     test_histories: Histories
     known: dict[str, Csr]
     summary: dict[str, object]
+    whole: Whole | None = None
+
+    @property
+    def users_here(self) -> np.ndarray:
+        """Positions of the users whose examples and histories are here, ascending."""
+        if self.whole is not None:
+            return self.whole.users
+        return np.arange(self.users.size, dtype=np.int32)
+
+    def item_counts(self, objective: str) -> np.ndarray:
+        """Returns the training events of every item of the whole log, int64 [C]."""
+        if self.whole is not None:
+            return self.whole.examples[objective]
+        items = self.train[objective].pairs.items
+        return np.bincount(items, minlength=self.items.size)

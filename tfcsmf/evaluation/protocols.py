@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,15 +137,56 @@ def evaluate(
       with `<name>_ci95` [low, high], `users` and `dropped_targets`. Without a user
       the metrics are None.
     """
-    values, queries = user_metrics(
-        ranker, evaluation_set, objective, protocol, config.ks
+    return _summary(
+        [_measure(ranker, evaluation_set, objective, protocol, config.ks)],
+        config,
+        seed,
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Metrics of some users.
+
+    Attributes:
+      users: int32 [n], their positions.
+      values: float64 [n] by name.
+      dropped_targets: as in `ProtocolQueries`.
+    """
+
+    users: np.ndarray
+    values: dict[str, np.ndarray]
+    dropped_targets: int
+
+
+def _measure(
+    ranker: Ranker,
+    evaluation_set: EvaluationSet,
+    objective: str,
+    protocol: ProtocolName,
+    ks: tuple[int, ...],
+) -> _Measured:
+    values, queries = user_metrics(ranker, evaluation_set, objective, protocol, ks)
+    users = evaluation_set.users[queries.rows]
+    return _Measured(users, values, queries.dropped_targets)
+
+
+def _summary(
+    parts: Sequence[_Measured], config: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """Returns what `evaluate` says of users that were measured in parts."""
+    users = np.concatenate([part.users for part in parts])
+    order = np.argsort(users)  # the same draws, whatever the parts were
+    values = {
+        name: np.concatenate([part.values[name] for part in parts])[order]
+        for name in metric_names(config.ks)
+    }
     names = list(values)
     result: dict[str, Any] = {
-        "users": len(queries.rows),
-        "dropped_targets": queries.dropped_targets,
+        "users": len(users),
+        "dropped_targets": sum(part.dropped_targets for part in parts),
     }
-    if not len(queries.rows):
+    if not len(users):
         return result | dict.fromkeys(_with_intervals(names))
     table = np.stack([values[name] for name in names], axis=1)  # [n, metrics]
     low, high = mean_interval(table, config.bootstrap_samples, seed)
@@ -172,13 +213,38 @@ def evaluate_all(
     Returns:
       The results of `evaluate` by protocol and objective.
     """
-    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in PROTOCOLS}
-    # Objectives outside: a ranker can then encode the queries of each one once.
-    for objective, evaluation_set in evaluation_sets.items():
-        for protocol in PROTOCOLS:
-            results[protocol][objective] = evaluate(
-                ranker, evaluation_set, objective, protocol, config, seed
-            )
+    return evaluate_parts([({"": ranker}, evaluation_sets)], config, seed)[""]
+
+
+def evaluate_parts(
+    parts: Iterable[tuple[Mapping[str, Ranker], Mapping[str, EvaluationSet]]],
+    config: EvaluationConfig,
+    seed: int,
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Measures rankers on some users after the others.
+
+    Args:
+      parts: rankers by name, the same names in all parts, and what they are asked of
+        the part's users, by objective. No user is in two parts; at least one part.
+      config: cut-offs and bootstrap samples.
+      seed: of the bootstrap.
+
+    Returns:
+      The results of `evaluate_all` on all users together, by ranker.
+    """
+    found: dict[tuple[str, ProtocolName, str], list[_Measured]] = {}
+    for rankers, sets in parts:
+        for name, ranker in rankers.items():
+            # Objectives outside: a ranker can then encode the queries of each one once.
+            for objective, queries in sets.items():
+                for protocol in PROTOCOLS:
+                    measured = _measure(ranker, queries, objective, protocol, config.ks)
+                    key = (name, protocol, objective)
+                    found.setdefault(key, []).append(measured)
+    results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for (name, protocol, objective), measured_parts in found.items():
+        by_protocol = results.setdefault(name, {p: {} for p in PROTOCOLS})
+        by_protocol[protocol][objective] = _summary(measured_parts, config, seed)
     return results
 
 

@@ -99,6 +99,7 @@ class PoolSampler(NegativeSampler):
       num_items: catalogue size.
       in_batch: see `NegativeSampler`.
       memory: see `NegativeSampler`.
+      counts: int64 [C], instead of `examples`, how many of them every item has.
 
     Example:
       >>> sampler = PoolSampler(4, 10)
@@ -113,6 +114,7 @@ class PoolSampler(NegativeSampler):
         examples: np.ndarray | None = None,
         in_batch: bool = True,
         memory: int = 0,
+        counts: np.ndarray | None = None,
     ) -> None:
         self.shared_draws = draws
         self.in_batch = in_batch
@@ -120,13 +122,22 @@ class PoolSampler(NegativeSampler):
         self._size = num_items if examples is None else len(examples)
         self._examples = None if examples is None else tf.constant(examples, tf.int32)
         if examples is not None:
-            counts = np.bincount(examples, minlength=num_items)
+            met = np.bincount(examples, minlength=num_items)
+            self.distribution = met / met.sum()
+        self._ends = None
+        if counts is not None:
+            self._ends = tf.constant(np.cumsum(counts), tf.int64)
             self.distribution = counts / counts.sum()
 
     def draw(self, targets: tf.Tensor, seed: tf.Tensor) -> Drawn:
         """See `NegativeSampler.draw`."""
         if not self.shared_draws:
             return Drawn()
+        if self._ends is not None:
+            places = tf.random.stateless_uniform(
+                [self.shared_draws], seed, maxval=self._ends[-1], dtype=tf.int64
+            )
+            return Drawn(tf.searchsorted(self._ends, places, side="right"))
         places = tf.random.stateless_uniform(
             [self.shared_draws], seed, maxval=self._size, dtype=tf.int32
         )

@@ -224,8 +224,9 @@ def _sample_queries(
 ) -> np.ndarray:
     """Vectors of random users with their whole training histories, [Q, S, d]."""
     rng = np.random.default_rng([config.seed, 17])
-    count = min(config.retrieval.calibration_queries, log.users.size)
-    users = np.sort(rng.choice(log.users.size, count, replace=False)).astype(np.int32)
+    here = log.users_here
+    count = min(config.retrieval.calibration_queries, len(here))
+    users = here[np.sort(rng.choice(len(here), count, replace=False))]
     ends = np.zeros((count, len(log.history_events)), np.int64)
     for column, event in enumerate(log.history_events):
         ends[:, column] = log.train_histories.lists[event].offsets[users + 1]

@@ -1,10 +1,14 @@
 """Preparation in shards gives what preparation in memory gives."""
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
 
+from tfcsmf.baselines.popularity import popularity
 from tfcsmf.config import Config
+from tfcsmf.data.funnel import with_later_events
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.query_rows import group_examples
 from tfcsmf.data.sharded.folder import PreparedFolder
@@ -65,8 +69,19 @@ def assert_equal(one, other, where=""):
         assert one == other, where
 
 
-def assert_same_log(stored, log):
+def assert_same_log(stored, log, later=2.0):
     """What was read from a folder is what was prepared in memory."""
+    for name in log.objectives:
+        assert (stored.item_counts(name) == log.item_counts(name)).all()
+    log = with_later_events(log, later)
+    for name in log.objectives:
+        found = stored.whole.targets[name]
+        items = group_examples(log.train[name]).items
+        assert (found == np.bincount(items, minlength=log.items.size)).all()
+        wanted = popularity(log, name)
+        assert (stored.whole.popularity[name] == wanted).all()
+    assert (stored.users_here == np.arange(log.users.size)).all()
+    stored = with_later_events(stored, later)
     for name in ("objectives", "history_events", "validation", "known"):
         assert_equal(getattr(stored, name), getattr(log, name), name)
     for name in ("users", "items"):
@@ -78,6 +93,11 @@ def assert_same_log(stored, log):
         assert_equal(one.features, other.features, name)
     for name in log.objectives:
         rows, expected = (group_examples(part.train[name]) for part in (stored, log))
+        if rows.weights is not None:
+            # Their mean is 1 over all examples, of which repeated ones are not stored.
+            scale = rows.weights.min() / expected.weights.min()
+            np.testing.assert_allclose(rows.weights, scale * expected.weights)
+            rows = dataclasses.replace(rows, weights=expected.weights)
         assert_equal(rows, expected, name)
         # Histories of test queries: those of users without any are not stored.
         queries, wanted = stored.test[name], log.test[name]
@@ -144,7 +164,7 @@ def test_shards_hold_what_preparation_in_memory_gives(case, tmp_path):
     # Nothing but the result is left.
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        *("train", "evaluation", "prepared.json", "targets.npz"),
+        *("train", "evaluation", "prepared.json", "counts.npz"),
         *("users.npz", "users.parquet", "items.npz", "items.parquet"),
     }
 

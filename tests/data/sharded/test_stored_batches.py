@@ -7,11 +7,14 @@ import pytest
 import tensorflow as tf
 from test_sharded import config_of, write_events
 
+from tfcsmf.config import HardestConfig
 from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.funnel import with_later_events
 from tfcsmf.data.sharded.folder import PreparedFolder
 from tfcsmf.data.sharded.local import prepare_sharded
 from tfcsmf.data.sharded.stored_batches import StoredBatches
 from tfcsmf.errors import ConfigError
+from tfcsmf.negatives.hardest import HardestSampler
 from tfcsmf.negatives.sampler import PoolSampler
 
 SETTINGS = BatchSettings(
@@ -138,10 +141,71 @@ def test_a_share_of_the_rows_is_that_of_some_shards(folder):
     assert {user for batch in found for user in batch["users"]} <= users
 
 
-def test_what_needs_the_log_in_memory_is_refused(folder):
-    hard = dataclasses.replace(SETTINGS, hard_negatives=2)
+def assert_equal_batches(one, other):
+    one = tf.nest.flatten(one, expand_composites=True)
+    other = tf.nest.flatten(other, expand_composites=True)
+    assert len(one) == len(other)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        assert (mine.numpy() == theirs.numpy()).all()
+
+
+def samplers(folder):
+    hardest = HardestSampler(folder.items.size, HardestConfig(draws=3), mixed=False)
+    return {"view": None, "cart": hardest}
+
+
+@pytest.mark.parametrize(
+    "objective", ["view", pytest.param("cart", marks=pytest.mark.slow)]
+)
+def test_batches_of_one_pool_are_those_of_the_log_in_memory(folder, objective):
+    log = with_later_events(folder.read(), 2.0)
+    settings = dataclasses.replace(SETTINGS, sampler=samplers(folder)[objective])
+    stored = StoredBatches(folder, objective, settings, later_weight=2.0)
+    memory = StageBatches(log, objective, settings)
+    assert stored.num_examples == memory.num_examples
+    steps = stored.steps_per_epoch()
+    assert steps == memory.steps_per_epoch()
+    mine, theirs = (b.dataset(1.0, 1, 1, steps + 2) for b in (stored, memory))
+    for one, other in zip(mine, theirs, strict=True):
+        assert ("weight" in one) == (objective == "view")
+        assert ("own" in one) == (objective == "cart")
+        assert_equal_batches(one, other)
+    assert (stored.probability == memory.probability).all()
+
+
+def test_hard_negatives_are_pairs_of_the_level_before_without_this_one(folder):
+    settings = dataclasses.replace(SETTINGS, hard_negatives=4000, uniform_negatives=0)
+    log = with_later_events(folder.read(), 2.0)
+    memory = StageBatches(log, "cart", settings)
+    stored = StoredBatches(folder, "cart", settings)
+    np.testing.assert_allclose(stored.probability, memory.probability, rtol=1e-6)
+    drawn = stored._draw_hard(tf.constant([1, 2])).numpy()
+    found = np.bincount(drawn, minlength=log.items.size) / len(drawn)
+    wanted = np.bincount(memory._hard, minlength=log.items.size) / len(memory._hard)
+    assert (found[wanted == 0] == 0).all() and (wanted > 0).sum() > 3
+    assert np.abs(found - wanted).max() < 0.03  # 4 standard errors at most
+    # The first level has none before it.
+    assert StoredBatches(folder, "view", settings).hard_negatives == 0
+
+
+def test_to_continue_no_pool_is_read_that_is_over(folder):
+    stored = StoredBatches(folder, "view", SETTINGS, together=1)
+    last = stored.steps_per_epoch() - 1
+    wanted = contents(stored.dataset(1.0, 0, last, last + 1))
+    files, needed = stored._files, []
+    for number in range(len(files)):
+        stored._files = files.copy()
+        stored._files[number] = "nowhere"
+        try:
+            assert contents(stored.dataset(1.0, 0, last, last + 1)) == wanted
+        except tf.errors.NotFoundError:
+            needed.append(number)
+    assert len(needed) == 1  # of several shards
+
+
+def test_negatives_of_earlier_batches_are_refused(folder):
     memory = PoolSampler(0, folder.items.size, memory=4)
-    kept = dataclasses.replace(SETTINGS, sampler=memory)
-    for settings in (hard, kept):
-        with pytest.raises(ConfigError, match="PreparedFolder.read"):
-            StoredBatches(folder, "cart", settings)
+    settings = dataclasses.replace(SETTINGS, sampler=memory)
+    with pytest.raises(ConfigError, match="--events"):
+        StoredBatches(folder, "cart", settings)

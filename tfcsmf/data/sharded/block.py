@@ -1,19 +1,22 @@
 """The users of one shard as training and evaluation read them.
 
-A shard is a file of one record, a `tf.train.Example` whose features are the bytes of
-flat arrays in little-endian order. Numbers of users count within the shard, ends of
+A shard is two files of records, `tf.train.Example`s whose features are the bytes of
+flat arrays in little-endian order: one record for training, one each for validation and
+test queries. Numbers of users count within the shard, ends of
 histories within the user's own list, so shards can be put together in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data import splits
+from tfcsmf.data.funnel import joined_with_later
 from tfcsmf.data.lists import (
     SortedLog,
     build_evaluation,
@@ -21,6 +24,7 @@ from tfcsmf.data.lists import (
     distinct_lists,
     distinct_sorted,
     history_ends,
+    pair_keys,
 )
 from tfcsmf.data.prepared import Csr, EvaluationSet, Examples, Histories, Pairs
 from tfcsmf.data.query_rows import group_examples
@@ -36,74 +40,88 @@ def dtype_of(name: str) -> Any:
     return np.int64 if name.endswith("/times") else np.int32
 
 
-def build_block(bucket: Bucket, plan: Plan, timed: bool) -> tuple[Arrays, Arrays]:
+@dataclass(frozen=True)
+class Block:
+    """The users of a shard, prepared.
+
+    Attributes:
+      train: for training:
+
+        - `users` [n], positions;
+        - `history/<h>/lengths` [n], `/items` and, if wanted, `/times`, by number of the
+          history event;
+        - `rows/<s>/users` [R], `/ends` [R, H], `/lengths` [R], `/items`: the rows of
+          `QueryRows`, by number of the objective; `rows/0/later`, with later events
+          as positives of the first one: 1 where an item has one, else 0;
+        - `known/<s>/lengths` [n], `/items`.
+      evaluation: for validation, and for test queries:
+
+        - `users` [q], positions of all users with queries, and `history/<h>/...` of
+          them;
+        - `<s>/users`, numbers among these, `/ends`, and lists `targets`, `seen` and
+          `met`, `/lengths` and `/items` each.
+      counts: int [S, 7]; see `COUNTS`.
+      items: what there is to count in a whole log, as items:
+
+        - `examples/<s>`, of training events;
+        - `targets/<s>`, of the rows' positives;
+        - `popularity/<s>`, of distinct pairs in training and validation;
+        - `hard/<s>`, of distinct pairs of the level before without this one's event.
+      later: examples of the first objective, and how many of them have a later event.
+    """
+
+    train: Arrays
+    evaluation: tuple[Arrays, Arrays]
+    counts: np.ndarray
+    items: Arrays
+    later: tuple[int, int]
+
+
+def build_block(bucket: Bucket, plan: Plan, timed: bool, with_later: bool) -> Block:
     """Prepares the users of a shard.
 
     Args:
       bucket: their events.
       plan: with the decisions of all rounds.
       timed: histories say when their entries happened.
-
-    Returns:
-      Arrays for training:
-
-      - `users` [n], positions;
-      - `history/<h>/lengths` [n], `/items` and, if wanted, `/times`, by number of the
-        history event;
-      - `rows/<s>/users` [R], `/ends` [R, H], `/lengths` [R], `/items`: the rows of
-        `QueryRows`, by number of the objective;
-      - `known/<s>/lengths` [n], `/items`;
-
-      and for evaluation, `<part>` being "validation" or "test":
-
-      - `<part>/users` [q], positions of all users with queries, and
-        `<part>/history/<h>/...` of them;
-      - `<part>/<s>/users`, numbers among these, `/ends`, and lists `targets`, `seen`
-        and `met`, `/lengths` and `/items` each;
-      - `counts` [S, 6]: see `COUNTS`.
+      with_later: pairs of later objectives are positives of the first one too.
     """
     log = _sorted_log(bucket, plan)
     positions = np.sort(plan.users.positions_of(bucket.user_ids))  # type: ignore[union-attr]
     codes = plan.history_codes
-    train = log.part == splits.TRAIN
-    known = train | (log.part == splits.VALID) | (log.part == splits.HELD)
-    histories = build_histories(log, plan.histories, codes, train, timed)
-    later = build_histories(log, plan.histories, codes, known, timed)
-    arrays: Arrays = {"users": positions} | _history_arrays("", histories, None)
+    is_train = log.part == splits.TRAIN
+    is_known = is_train | (log.part == splits.VALID) | (log.part == splits.HELD)
+    histories = build_histories(log, plan.histories, codes, is_train, timed)
+    later = build_histories(log, plan.histories, codes, is_known, timed)
+    examples, known = _examples(log, len(plan.objectives), codes)
+    items: Arrays = {
+        f"examples/{code}": part.pairs.items for code, part in enumerate(examples)
+    }
+    counts = [len(examples[0].pairs), 0]
+    if with_later and len(examples) > 1:
+        examples[0], known[0] = joined_with_later(examples, known, log.num_items)
+        assert examples[0].weights is not None  # for the type checker
+        counts = [len(examples[0].pairs), int(examples[0].weights.sum())]
+    train: Arrays = {"users": positions} | _history_arrays("", histories, None)
     validation: list[EvaluationSet] = []
     test: list[EvaluationSet] = []
-    counts = []
-    for code in range(len(plan.objectives)):
+    table = []
+    for code, name in enumerate(plan.objectives):
+        train |= _row_arrays(f"rows/{code}", examples[code], histories)
+        train |= _list_arrays(f"known/{code}", known[code])
         mine = log.events == code
-        rows = np.flatnonzero(mine & train)
-        ranks = None if log.ranks is None else log.ranks[rows]
-        ends = history_ends(log, codes, train, log.users[rows], ranks)
-        pairs = Pairs(log.users[rows], log.items[rows], log.times[rows])
-        grouped = group_examples(Examples(pairs, ends))
-        arrays |= {
-            f"rows/{code}/users": grouped.users,
-            f"rows/{code}/ends": _relative(
-                grouped.history_end, histories, grouped.users
-            ),
-            f"rows/{code}/lengths": np.diff(grouped.offsets),
-            f"rows/{code}/items": grouped.items,
-        }
-        positives = distinct_lists(
-            pairs.users, pairs.items, log.num_users, log.num_items
-        )
-        arrays |= _list_arrays(f"known/{code}", positives)
         held_out = np.flatnonzero(mine & (log.part == splits.VALID))
         chosen = plan.validation_users.get(code)
         queries = held_out
         if chosen is not None:
             queries = held_out[np.isin(positions[log.users[held_out]], chosen)]
-        validation.append(build_evaluation(log, code, queries, train, codes))
+        validation.append(build_evaluation(log, code, queries, is_train, codes))
         targets = np.flatnonzero(mine & (log.part == splits.TEST))
-        test.append(build_evaluation(log, code, targets, known, codes))
+        test.append(build_evaluation(log, code, targets, is_known, codes))
         found = test[-1].targets.items
-        counts.append(
+        table.append(
             [
-                len(rows),
+                len(items[f"examples/{code}"]),
                 len(held_out),
                 len(validation[-1].users),
                 len(targets),
@@ -112,10 +130,40 @@ def build_block(bucket: Bucket, plan: Plan, timed: bool) -> tuple[Arrays, Arrays
                 int((found >= log.trained_items).sum()),
             ]
         )
-    evaluation: Arrays = {"counts": np.array(counts)}
-    evaluation |= _evaluation_arrays("validation", validation, histories, positions)
-    evaluation |= _evaluation_arrays("test", test, later, positions)
-    return arrays, evaluation
+        items[f"targets/{code}"] = train[f"rows/{code}/items"]
+        keys = pair_keys(later.lists.get(name, known[code]), log.num_items)
+        items[f"popularity/{code}"] = distinct_sorted(keys) % log.num_items
+        if code:
+            below, own = (pair_keys(known[c], log.num_items) for c in (code - 1, code))
+            items[f"hard/{code}"] = (
+                np.setdiff1d(below, own, assume_unique=True) % log.num_items
+            )
+    return Block(
+        train,
+        (
+            _evaluation_arrays(validation, histories, positions),
+            _evaluation_arrays(test, later, positions),
+        ),
+        np.array(table),
+        items,
+        (counts[0], counts[1]),
+    )
+
+
+def _examples(
+    log: SortedLog, objectives: int, codes: Sequence[int]
+) -> tuple[list[Examples], list[Csr]]:
+    """Training examples of every objective, and the positives of every user."""
+    train = log.part == splits.TRAIN
+    examples, known = [], []
+    for code in range(objectives):
+        rows = np.flatnonzero((log.events == code) & train)
+        ranks = None if log.ranks is None else log.ranks[rows]
+        users, items = log.users[rows], log.items[rows]
+        ends = history_ends(log, codes, train, users, ranks)
+        examples.append(Examples(Pairs(users, items, log.times[rows]), ends))
+        known.append(distinct_lists(users, items, log.num_users, log.num_items))
+    return examples, known
 
 
 # Columns of `counts`, as in the summary of a prepared log.
@@ -160,6 +208,19 @@ def _relative(ends: np.ndarray, histories: Histories, users: np.ndarray) -> np.n
     return ends - np.stack(starts, axis=1) if starts else ends
 
 
+def _row_arrays(name: str, examples: Examples, histories: Histories) -> Arrays:
+    grouped = group_examples(examples)
+    arrays = {
+        f"{name}/users": grouped.users,
+        f"{name}/ends": _relative(grouped.history_end, histories, grouped.users),
+        f"{name}/lengths": np.diff(grouped.offsets),
+        f"{name}/items": grouped.items,
+    }
+    if grouped.weights is not None:
+        arrays[f"{name}/later"] = grouped.weights
+    return arrays
+
+
 def _list_arrays(name: str, lists: Csr) -> Arrays:
     return {f"{name}/lengths": np.diff(lists.offsets), f"{name}/items": lists.items}
 
@@ -187,20 +248,16 @@ def _history_arrays(
 
 
 def _evaluation_arrays(
-    name: str,
-    sets: Sequence[EvaluationSet],
-    histories: Histories,
-    positions: np.ndarray,
+    sets: Sequence[EvaluationSet], histories: Histories, positions: np.ndarray
 ) -> Arrays:
     users = np.unique(np.concatenate([part.users for part in sets]))
-    arrays = {f"{name}/users": positions[users]}
-    arrays |= _history_arrays(f"{name}/", histories, users)
+    arrays = {"users": positions[users]} | _history_arrays("", histories, users)
     for code, part in enumerate(sets):
-        arrays[f"{name}/{code}/users"] = np.searchsorted(users, part.users)
+        arrays[f"{code}/users"] = np.searchsorted(users, part.users)
         ends = _relative(part.history_end, histories, part.users)
-        arrays[f"{name}/{code}/ends"] = ends
+        arrays[f"{code}/ends"] = ends
         for key in ("targets", "seen", "met"):
-            arrays |= _list_arrays(f"{name}/{code}/{key}", getattr(part, key))
+            arrays |= _list_arrays(f"{code}/{key}", getattr(part, key))
     return arrays
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import json
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,19 +19,21 @@ import polars as pl
 import tensorflow as tf
 
 from tfcsmf.data.features import FeatureEncoder
-from tfcsmf.data.prepared import (
-    Csr,
-    EntityTable,
-    EvaluationSet,
-    Examples,
-    Histories,
-    Pairs,
-    PreparedLog,
-)
-from tfcsmf.data.rows import NO_TIME
+from tfcsmf.data.prepared import EntityTable, Histories, PreparedLog, Whole
 from tfcsmf.data.sharded.block import Arrays, from_record
-from tfcsmf.data.sharded.store import PREPARED, shard_path
+from tfcsmf.data.sharded.merged import Merged, joined
+from tfcsmf.data.sharded.store import (
+    COUNTED,
+    FORMAT,
+    PARTS,
+    PREPARED,
+    checksum,
+    shard_path,
+)
 from tfcsmf.errors import DataError
+
+# Shards whose users are in memory at the same time.
+TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class PreparedFolder:
     Attributes:
       path: of the folder.
       tree: contents of `prepared.json`.
+      fingerprint: of the contents of all files.
 
     Example:
       >>> folder = PreparedFolder.open("prepared")  # doctest: +SKIP
@@ -46,13 +52,16 @@ class PreparedFolder:
 
     path: str
     tree: dict[str, Any]
+    fingerprint: str
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> PreparedFolder:
-        """Opens a folder.
+        """Opens a folder, and looks whether all its files are there and whole.
 
         Raises:
-          DataError: if no preparation was finished there.
+          DataError: if no preparation was finished there, or by an earlier version, or
+            a file is missing or has another size. What is inside of files is checked
+            when they are read.
         """
         path = os.fspath(path)
         file = posixpath.join(path, PREPARED)
@@ -62,7 +71,39 @@ class PreparedFolder:
                 f"Received: {path!r}, which has none. Prepare the log "
                 "(pipelines/prepare.py) into an empty folder."
             )
-        return cls(path, json.loads(_read(file)))
+        content = _read(file)
+        try:
+            tree = json.loads(content)
+            found = tree["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged(file, f"it cannot be read ({error})") from error
+        if found != FORMAT:
+            raise DataError(
+                f"A prepared log should have format {FORMAT}. Received: format {found} "
+                f"in {path!r}, of another version. Prepare the log again "
+                "(pipelines/prepare.py)."
+            )
+        folder = cls(path, tree, hashlib.sha256(content).hexdigest()[:16])
+        folder._check_files()
+        return folder
+
+    def _check_files(self) -> None:
+        sizes = {name: size for name, (size, _) in self.tree["tables"].items()}
+        for part, records in self._records_by_file():
+            sizes[part] = sum(size + _AROUND for size, _ in records)
+        for name, size in sizes.items():
+            file = posixpath.join(self.path, name)
+            try:
+                found = int(tf.io.gfile.stat(file).length)
+            except tf.errors.NotFoundError as error:
+                raise _damaged(file, "it is missing") from error
+            if found != size:
+                raise _damaged(file, f"it has {found} bytes instead of {size}")
+
+    def _records_by_file(self) -> Iterator[tuple[str, list[list[int]]]]:
+        for number, files in self.tree["files"].items():
+            for part, records in zip(PARTS, files, strict=True):
+                yield shard_path("", part, int(number)), records
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -80,6 +121,11 @@ class PreparedFolder:
         return bool(self.tree["timed"])
 
     @property
+    def with_later(self) -> bool:
+        """Pairs of later objectives are positives of the first one too."""
+        return bool(self.tree["config"]["later_events"]) and len(self.objectives) > 1
+
+    @property
     def shards(self) -> list[int]:
         """Numbers of the shards."""
         return [int(number) for number in self.tree["shards"]]
@@ -95,10 +141,18 @@ class PreparedFolder:
         return self._entities("items")
 
     @cached_property
-    def targets(self) -> list[np.ndarray]:
-        """How often every item is a positive of a row, int64 [C] by objective."""
-        arrays = self._arrays("targets.npz")
-        return [arrays[str(code)] for code in range(len(self.objectives))]
+    def _counts(self) -> Arrays:
+        return self._arrays(COUNTED)
+
+    def item_counts(self, kind: str, code: int) -> np.ndarray:
+        """Returns how often every item is met, int64 [C].
+
+        Args:
+          kind: "examples", "targets", "popularity" or "hard"; see
+            `tfcsmf.data.sharded.block.Block`.
+          code: of the objective; "hard" is not known of the first.
+        """
+        return self._counts[f"{kind}/{code}"]
 
     def rows(self, code: int) -> np.ndarray:
         """Returns the training rows of an objective in every shard, int64 [shards]."""
@@ -117,18 +171,93 @@ class PreparedFolder:
             Default: all.
 
         Returns:
-          The log. Repeated examples are there once, ordered by user and histories, and
-          the times of examples say only whether they are known.
+          The log, with `whole`. Repeated examples are there once, ordered by user and
+          histories, and the times of examples say only whether they are known. With
+          later events as positives of the first objective (`with_later`) they are
+          among its examples, as `tfcsmf.data.funnel` has them, without weights.
+
+        Raises:
+          DataError: if a file is damaged.
         """
         shards = self.shards if shards is None else shards
-        train, evaluation = (
-            [self._record(shard_path(self.path, part, number)) for number in shards]
-            for part in ("train", "evaluation")
+        train = [self._train(number) for number in shards]
+        log = self._log(train, self._histories(train), shards)
+        queries = [self._queries(number) for number in shards]
+        later = self._histories([test for _, test in queries])
+        merged = self._merged
+        return dataclasses.replace(
+            log,
+            validation=merged.evaluation(
+                [validation for validation, _ in queries], log.train_histories
+            ),
+            test=merged.evaluation([test for _, test in queries], later),
+            test_histories=later,
         )
-        names = self.objectives
-        merged = _Merged(self.users.size, len(self.history_events))
-        histories = merged.histories(train, "", self.history_events)
-        later = merged.histories(evaluation, "test/", self.history_events)
+
+    def sample(self, together: int = TOGETHER) -> PreparedLog:
+        """Reads some users, and all validation queries: what a run has in memory.
+
+        Args:
+          together: shards that are read, of all of them evenly. Users are dealt out
+            to shards by a hash of their ids, so these are users like all others.
+
+        Returns:
+          The log, with `whole`; without test queries.
+        """
+        shards = self.shards
+        places = np.linspace(0, len(shards) - 1, min(together, len(shards)))
+        chosen = [shards[place] for place in np.unique(places.astype(int))]
+        train = [self._train(number) for number in chosen]
+        queries = [self._queries(number, 1)[0] for number in shards]
+        # Users of other shards whose validation queries have to be encoded.
+        others = [
+            block
+            for number, block in zip(shards, queries, strict=True)
+            if number not in set(chosen)
+        ]
+        histories = self._histories([*train, *others])
+        log = self._log(train, histories, chosen)
+        return dataclasses.replace(
+            log, validation=self._merged.evaluation(queries, histories)
+        )
+
+    def test_parts(self, together: int = TOGETHER) -> Iterator[PreparedLog]:
+        """Yields the test queries of all users, those of some shards at a time.
+
+        Args:
+          together: shards whose queries are read at the same time.
+
+        Yields:
+          Logs with `whole` that have test queries, their histories and, where an
+          objective has no history, `known`.
+        """
+        shards = self.shards
+        without_history = set(self.objectives) - set(self.history_events)
+        for first in range(0, len(shards), together):
+            some = shards[first : first + together]
+            test = [self._queries(number)[1] for number in some]
+            train = [self._train(number) for number in some] if without_history else []
+            histories = self._histories(test)
+            log = self._log(train, self._histories([]), some)
+            yield dataclasses.replace(
+                log,
+                test=self._merged.evaluation(test, histories),
+                test_histories=histories,
+            )
+
+    @property
+    def _merged(self) -> Merged:
+        return Merged(self.users.size, self.objectives, self.history_events)
+
+    def _histories(self, blocks: list[Arrays]) -> Histories:
+        return self._merged.histories(blocks, self.tree["times"])
+
+    def _log(
+        self, train: list[Arrays], histories: Histories, shards: Sequence[int]
+    ) -> PreparedLog:
+        """A log of some shards without queries."""
+        names, merged = self.objectives, self._merged
+        nothing = merged.evaluation([], histories)
         return PreparedLog(
             objectives=names,
             history_events=self.history_events,
@@ -139,26 +268,34 @@ class PreparedFolder:
                 for code, name in enumerate(names)
             },
             train_histories=histories,
-            validation={
-                name: merged.evaluation(evaluation, "validation", code, histories)
-                for code, name in enumerate(names)
-            },
-            test={
-                name: merged.evaluation(evaluation, "test", code, later)
-                for code, name in enumerate(names)
-            },
-            test_histories=later,
+            validation=nothing,
+            test=nothing,
+            test_histories=histories,
             known={
-                name: merged.lists(train, f"known/{code}", "")
+                name: merged.lists(train, f"known/{code}")
                 for code, name in enumerate(names)
             },
             summary=self.tree["summary"],
+            whole=self._whole(train, shards),
+        )
+
+    def _whole(self, train: list[Arrays], shards: Sequence[int]) -> Whole:
+        users = np.arange(self.users.size, dtype=np.int32)
+        if len(shards) < len(self.shards):
+            users = np.sort(joined([block["users"] for block in train]))
+        return Whole(
+            users,
+            **{
+                kind: {
+                    name: self.item_counts(kind, code)
+                    for code, name in enumerate(self.objectives)
+                }
+                for kind in ("examples", "targets", "popularity")
+            },
         )
 
     def _entities(self, role: str) -> EntityTable:
-        ids = pl.read_parquet(
-            io.BytesIO(_read(posixpath.join(self.path, f"{role}.parquet")))
-        )
+        ids = pl.read_parquet(io.BytesIO(self._table(f"{role}.parquet")))
         encoders = map(FeatureEncoder.from_dict, self.tree["encoders"][role])
         return EntityTable(
             ids["id"].to_numpy().astype(object),
@@ -168,110 +305,53 @@ class PreparedFolder:
         )
 
     def _arrays(self, name: str) -> Arrays:
-        with np.load(io.BytesIO(_read(posixpath.join(self.path, name)))) as arrays:
+        with np.load(io.BytesIO(self._table(name))) as arrays:
             return dict(arrays)
 
-    @staticmethod
-    def _record(path: str) -> Arrays:
-        (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
-        return from_record(record)
+    def _table(self, name: str) -> bytes:
+        file = posixpath.join(self.path, name)
+        content = _read(file)
+        if checksum(content) != self.tree["tables"][name]:
+            raise _damaged(file, "its contents have changed")
+        return content
+
+    def _train(self, shard: int) -> Arrays:
+        return self._records(shard, "train", 1)[0]
+
+    def _queries(self, shard: int, most: int = 2) -> list[Arrays]:
+        """Reads the validation and the test queries of a shard."""
+        return self._records(shard, "evaluation", most)
+
+    def _records(self, shard: int, part: str, most: int) -> list[Arrays]:
+        file = shard_path(self.path, part, shard)
+        expected = self.tree["files"][str(shard)][PARTS.index(part)][:most]
+        with reading(self.path):
+            dataset = tf.data.TFRecordDataset(file).take(most)
+            records = list(dataset.as_numpy_iterator())
+        if [checksum(record) for record in records] != expected:
+            raise _damaged(file, "its contents have changed")
+        return [from_record(record) for record in records]
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """Puts the arrays of several shards together.
-
-    Attributes:
-      num_users: of the whole log.
-      num_histories: columns of ends.
-    """
-
-    num_users: int
-    num_histories: int
-
-    def lists(self, blocks: list[Arrays], name: str, prefix: str) -> Csr:
-        """Lists per user over all positions."""
-        users, lengths, items = self._sorted(blocks, name, prefix, "items")
-        sizes = np.zeros(self.num_users, np.int64)
-        sizes[users] = lengths
-        return Csr(np.append(0, np.cumsum(sizes)), items)
-
-    def histories(
-        self, blocks: list[Arrays], prefix: str, events: Sequence[str]
-    ) -> Histories:
-        lists, times = {}, {}
-        for number, event in enumerate(events):
-            name = f"{prefix}history/{number}"
-            lists[event] = self.lists(blocks, name, prefix)
-            if blocks and f"{name}/times" in blocks[0]:
-                times[event] = self._sorted(blocks, name, prefix, "times")[2]
-        return Histories(lists, None, times or None)
-
-    def examples(
-        self, blocks: list[Arrays], code: int, histories: Histories, timed: bool
-    ) -> Examples:
-        name = f"rows/{code}"
-        users = _joined([block["users"][block[f"{name}/users"]] for block in blocks])
-        lengths = _joined([block[f"{name}/lengths"] for block in blocks])
-        ends = _joined([block[f"{name}/ends"] for block in blocks])
-        order = np.argsort(users, kind="stable")
-        ends = self._absolute(ends, users, histories)[order]
-        items = _gather(
-            _joined([block[f"{name}/items"] for block in blocks]), lengths, order
-        )
-        lengths, users = lengths[order], users[order]
-        times = np.full(len(items), 0 if timed else NO_TIME, np.int64)
-        pairs = Pairs(np.repeat(users, lengths), items, times)
-        return Examples(pairs, np.repeat(ends, lengths, axis=0))
-
-    def evaluation(
-        self, blocks: list[Arrays], part: str, code: int, histories: Histories
-    ) -> EvaluationSet:
-        name = f"{part}/{code}"
-        users = _joined(
-            [block[f"{part}/users"][block[f"{name}/users"]] for block in blocks]
-        )
-        order = np.argsort(users)
-        ends = _joined([block[f"{name}/ends"] for block in blocks])
-        ends = self._absolute(ends, users, histories)
-
-        def lists(key: str) -> Csr:
-            lengths = _joined([block[f"{name}/{key}/lengths"] for block in blocks])
-            items = _joined([block[f"{name}/{key}/items"] for block in blocks])
-            offsets = np.append(0, np.cumsum(lengths[order])).astype(np.int64)
-            return Csr(offsets, _gather(items, lengths, order))
-
-        return EvaluationSet(
-            users[order], lists("targets"), ends[order], lists("seen"), lists("met")
-        )
-
-    def _absolute(
-        self, ends: np.ndarray, users: np.ndarray, histories: Histories
-    ) -> np.ndarray:
-        ends = ends.reshape(len(users), self.num_histories).astype(np.int64)
-        starts = [lists.offsets[users] for lists in histories.lists.values()]
-        return ends + np.stack(starts, axis=1) if starts else ends
-
-    def _sorted(
-        self, blocks: list[Arrays], name: str, prefix: str, key: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        users = _joined([block[f"{prefix}users"] for block in blocks])
-        lengths = _joined([block[f"{name}/lengths"] for block in blocks])
-        values = _joined([block[f"{name}/{key}"] for block in blocks])
-        order = np.argsort(users)
-        return users[order], lengths[order], _gather(values, lengths, order)
+# Bytes of a TFRecord file around each record.
+_AROUND = 16
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int32), *parts])
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turns what TensorFlow says of files of a folder into a `DataError`."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        raise _damaged(path, error.message.splitlines()[0]) from error
 
 
-def _gather(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Puts lists that lie one after the other into another order."""
-    starts = (np.cumsum(lengths) - lengths)[order]
-    sizes = lengths[order]
-    begins = np.cumsum(sizes) - sizes
-    return values[np.repeat(starts - begins, sizes) + np.arange(sizes.sum())]
+def _damaged(file: str, reason: str) -> DataError:
+    return DataError(
+        "A prepared log should have the files that were written. Received: "
+        f"{file!r}, which is damaged: {reason}. Copy it again, or prepare the log anew "
+        "(pipelines/prepare.py)."
+    )
 
 
 def _read(path: str) -> bytes:

@@ -1,9 +1,10 @@
 """The folder of a log prepared in shards: what is written into it, and where.
 
-prepared.json            objectives, counts, encoders, shards; written last
+prepared.json            objectives, configuration, encoders, files; written last
 users.parquet, .npz      ids by position, and encoded features; items likewise
+counts.npz               how often items are met in training
 train/00000.tfrecord     one shard of users as training reads it
-evaluation/00000.tfrecord  their validation and test queries
+evaluation/00000.tfrecord  their validation and test queries, a record each
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import posixpath
 import uuid
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,14 +31,15 @@ from tfcsmf.data.sharded.bucket import Bucket
 from tfcsmf.data.sharded.pieces import Source
 from tfcsmf.data.sharded.plan import Plan, Vocabulary
 from tfcsmf.data.sharded.rounds import Facts, Round, side_table, summed
+from tfcsmf.data.sharded.settings import prepared_settings
 from tfcsmf.errors import DataError
 
 PREPARED = "prepared.json"
 PARTS = ("train", "evaluation")
-_FORMAT = 1
-_TARGETS = "targets.npz"
+FORMAT = 2
+COUNTED = "counts.npz"
 _TABLES = (
-    _TARGETS,
+    COUNTED,
     *(f"{role}.{kind}" for role in ("users", "items") for kind in ("parquet", "npz")),
 )
 
@@ -67,26 +70,39 @@ class Write(Round):
 
     def facts(self, bucket: Bucket, plan: Plan) -> Facts:
         """See `Round.facts`."""
-        train, evaluation = build_block(bucket, plan, self._has_times)
-        for part, arrays in zip(PARTS, (train, evaluation), strict=True):
-            _write_record(shard_path(self.folder, part, bucket.number), arrays)
-        facts: Facts = {"counts": evaluation["counts"]}
+        later = self.config.cascade.later_weight > 0
+        block = build_block(bucket, plan, self._has_times, later)
+        files = [
+            _write_records(shard_path(self.folder, part, bucket.number), records)
+            for part, records in zip(
+                PARTS, ([block.train], block.evaluation), strict=True
+            )
+        ]
         numbers = range(len(plan.objectives))
-        rows = [len(train[f"rows/{code}/users"]) for code in numbers]
-        facts["shards"] = {bucket.number: [len(train["users"]), *rows]}
+        rows = [len(block.train[f"rows/{code}/users"]) for code in numbers]
+        facts: Facts = {
+            "counts": block.counts,
+            "later": np.array(block.later),
+            "shards": {bucket.number: [len(block.train["users"]), *rows]},
+            "files": {bucket.number: files},
+        }
+        items = {f"items/{name}": values for name, values in block.items.items()}
         for code in numbers:
-            for name in ("lengths", "items"):
-                values = pl.Series("id", train[f"rows/{code}/{name}"])
-                facts[f"{name}/{code}"] = values.value_counts(name="rows")
+            items[f"lengths/{code}"] = block.train[f"rows/{code}/lengths"]
+        for name, values in items.items():
+            ids = pl.Series("id", values.astype(np.int32))
+            facts[name] = ids.value_counts(name="rows")
         return facts
 
     def merge(self, facts: Iterable[Facts]) -> Facts:
         """See `Round.merge`."""
         facts = list(facts)
         merged: Facts = {
-            "counts": np.sum([part["counts"] for part in facts], axis=0),
-            "shards": {k: v for part in facts for k, v in part["shards"].items()},
+            name: np.sum([part[name] for part in facts], axis=0)
+            for name in ("counts", "later")
         }
+        for name in ("shards", "files"):
+            merged[name] = {k: v for part in facts for k, v in part[name].items()}
         for name in facts[0].keys() - merged.keys():
             merged[name] = summed([part[name] for part in facts], "id")
         return merged
@@ -100,6 +116,7 @@ class Write(Round):
         }
         check_ignored([tables["items"], tables["users"]], data.ignore)
         entities, notes, missing = {}, {}, {}
+        written: dict[str, list[int]] = {}
         for role, table in tables.items():
             vocabulary = getattr(plan, role)
             declared = (
@@ -112,7 +129,7 @@ class Write(Round):
             entities[role] = EntityTable(ids, vocabulary.trained, encoders, features)
             if table is not None:
                 missing[role] = _absent(vocabulary, table)
-            self._write_entities(role, entities[role])
+            written |= self._write_entities(role, entities[role])
         names = plan.objectives
         counts = facts["counts"].tolist()
         summary: dict[str, Any] = {
@@ -132,12 +149,22 @@ class Write(Round):
             },
         }
         warn_of_empty(summary["events"])
+        size = entities["items"].size
+        written |= self._write_arrays(
+            COUNTED,
+            {
+                name.removeprefix("items/"): _dense(facts[name], size)
+                for name in sorted(facts)
+                if name.startswith("items/")
+            },
+        )
         tree = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "objectives": names,
             "history_events": plan.histories,
             "timed": self.source.time is not None,
             "times": self._has_times,
+            "later": facts["later"].tolist(),
             "shards": {k: facts["shards"][k] for k in sorted(facts["shards"])},
             "row_lengths": [
                 _pairs(facts[f"lengths/{code}"]) for code in range(len(names))
@@ -147,27 +174,35 @@ class Write(Round):
                 for role, table in entities.items()
             },
             "summary": summary,
+            "config": prepared_settings(self.config),
+            "tables": written,
+            "files": {k: facts["files"][k] for k in sorted(facts["files"])},
         }
-        targets = {
-            str(code): _dense(facts[f"items/{code}"], entities["items"].size)
-            for code in range(len(names))
-        }
-        self._write_arrays(_TARGETS, targets)
         write_bytes(posixpath.join(self.folder, PREPARED), json.dumps(tree).encode())
         return plan
 
-    def _write_entities(self, role: str, table: EntityTable) -> None:
+    def _write_entities(self, role: str, table: EntityTable) -> dict[str, list[int]]:
         buffer = io.BytesIO()
-        pl.DataFrame({"id": pl.Series(table.ids, dtype=pl.String)}).write_parquet(
-            buffer
+        ids = pl.DataFrame({"id": pl.Series(table.ids, dtype=pl.String)})
+        ids.write_parquet(buffer)
+        name = f"{role}.parquet"
+        content = buffer.getvalue()
+        write_bytes(posixpath.join(self.folder, name), content)
+        return {name: checksum(content)} | self._write_arrays(
+            f"{role}.npz", table.features
         )
-        write_bytes(posixpath.join(self.folder, f"{role}.parquet"), buffer.getvalue())
-        self._write_arrays(f"{role}.npz", table.features)
 
-    def _write_arrays(self, name: str, arrays: Arrays) -> None:
+    def _write_arrays(self, name: str, arrays: Arrays) -> dict[str, list[int]]:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_bytes(posixpath.join(self.folder, name), buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(posixpath.join(self.folder, name), content)
+        return {name: checksum(content)}
+
+
+def checksum(content: bytes) -> list[int]:
+    """Returns the length and the CRC of a file or record."""
+    return [len(content), zlib.crc32(content)]
 
 
 def check_target(folder: str) -> None:
@@ -199,12 +234,16 @@ def write_bytes(path: str, content: bytes) -> None:
     tf.io.gfile.rename(hidden, path, overwrite=True)
 
 
-def _write_record(path: str, arrays: Arrays) -> None:
+def _write_records(path: str, records: Iterable[Arrays]) -> list[list[int]]:
+    """Writes a file of records; returns the checksum of each."""
     hidden = f"{path}.{uuid.uuid4().hex}.tmp"
+    contents = [to_record(arrays) for arrays in records]
     with tf.io.TFRecordWriter(hidden) as writer:
-        writer.write(to_record(arrays))
+        for content in contents:
+            writer.write(content)
     # A shard may be written twice, by a worker that was given up: the last one stays.
     tf.io.gfile.rename(hidden, path, overwrite=True)
+    return [checksum(content) for content in contents]
 
 
 def _absent(vocabulary: Vocabulary, table: pl.DataFrame) -> int:

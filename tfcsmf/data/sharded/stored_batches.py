@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, EntityInputs, QueryInputs
 from tfcsmf.data.prepared import Csr, Histories
 from tfcsmf.data.query_rows import QueryRows, TargetChooser, expected_targets
 from tfcsmf.data.sharded.block import dtype_of
-from tfcsmf.data.sharded.folder import PreparedFolder
+from tfcsmf.data.sharded.folder import TOGETHER, PreparedFolder
 from tfcsmf.errors import ConfigError
 from tfcsmf.negatives.sampler import PoolSampler
 
@@ -32,19 +33,21 @@ class StoredBatches(StageBatches):
     from which rows are drawn without replacement. While batches are made from one pool
     the next one is read. In memory are two pools, and the tables of users and items.
 
-    As in memory a batch is a function of (seed, objective, step); to continue at a
-    step the batches of its epoch before it are made and thrown away.
+    As in memory a batch is a function of (seed, objective, step), and to continue at a
+    step only its pool and those after it are read. Where all shards are one pool, batch
+    by batch they are those of the log in memory (hard negatives are other draws).
 
     Args:
       folder: the log.
       objective: whose examples are the positives.
-      settings: see `BatchSettings`; negatives of the previous level
-        (`hard_negatives`), and samplers with negatives of single positives or of
-        earlier batches, need the log in memory.
+      settings: see `BatchSettings`; samplers with negatives of earlier batches need the
+        log in memory.
+      later_weight: of positives of the first objective with a later event, next to 1 of
+        the others, where the log was prepared with them.
       together: shards of a pool, >= 1; more where an objective has few rows.
 
     Raises:
-      ConfigError: for settings that need the log in memory.
+      ConfigError: for a sampler that needs the log in memory.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class StoredBatches(StageBatches):
         folder: PreparedFolder,
         objective: str,
         settings: BatchSettings,
-        together: int = 16,
+        later_weight: float = 1.0,
+        together: int = TOGETHER,
     ) -> None:
         code = folder.objectives.index(objective)
         self.level = code
@@ -64,7 +68,7 @@ class StoredBatches(StageBatches):
         self._rows = folder.rows(code)
         self._together = together
         self.batch_size = int(min(settings.batch_size, self._rows.sum()))
-        targets = folder.targets[code]
+        targets = folder.item_counts("targets", code)
         self._trained = max(folder.items.trained, int(np.flatnonzero(targets)[-1]) + 1)
         self.has_whole_catalogue = (
             settings.sampler is None and self._trained <= settings.whole_catalogue
@@ -72,15 +76,26 @@ class StoredBatches(StageBatches):
         self.sampler = settings.sampler or PoolSampler(
             settings.uniform_negatives, self.num_items
         )
-        if settings.hard_negatives or self.sampler.own_draws or self.sampler.memory:
+        if self.sampler.memory:
             raise ConfigError(
-                "Batches from disk have in-batch, uniform and popularity negatives. "
-                f"Received: {settings.hard_negatives} hard negatives, "
-                f"{self.sampler.own_draws} per positive, {self.sampler.memory} of "
-                "earlier batches. Set loss.hard_negatives=0 and another sampler, or "
-                "read the log into memory (PreparedFolder.read)."
+                "Negatives of earlier batches need the positives of all users in "
+                "memory, which a prepared folder does not have. Received: a sampler "
+                f"with {self.sampler.memory} of them (cross_batch). Choose another "
+                "loss.negatives.sampler, or read the log itself (--events)."
             )
-        self._hard, self.hard_negatives = None, 0
+        # Weights of positives without and with a later event, 1 on average.
+        self._later_weights: np.ndarray | None = None
+        if code == 0 and folder.with_later:
+            size, later = folder.tree["later"]
+            mean = (size - later + later_weight * later) / size
+            self._later_weights = np.array(
+                [1.0 / mean, later_weight / mean], np.float32
+            )
+        hard = folder.item_counts("hard", code) if code else np.zeros(1, np.int64)
+        hard_share = hard / hard.sum() if hard.sum() else None
+        self.hard_negatives = settings.hard_negatives if hard.sum() else 0
+        self._hard = None
+        self._hard_ends = tf.constant(np.cumsum(hard))
         self._known_keys = None
         self._users_table = EntityInputs(folder.users, QUERY_ID)
         self._candidates = EntityInputs(folder.items, CANDIDATE_ID)
@@ -91,7 +106,23 @@ class StoredBatches(StageBatches):
                 sizes, settings.target_share, folder.timed, weights
             )
             share = (targets / targets.sum()).astype(np.float32)
-            self.probability = self._probability(per_row, share)
+            self.probability = self._probability(
+                per_row, share, hard_share if self.hard_negatives else None
+            )
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples, repeated ones included."""
+        if self._later_weights is not None:
+            return int(self._folder.tree["later"][0])
+        return int(self._folder.item_counts("examples", self.level).sum())
+
+    def _draw_hard(self, seed: tf.Tensor) -> tf.Tensor:
+        ends = self._hard_ends
+        draws = tf.random.stateless_uniform(
+            [self.hard_negatives], seed, maxval=ends[-1], dtype=tf.int64
+        )
+        return tf.searchsorted(ends, draws, side="right")
 
     def subset(self, share: float) -> np.ndarray:
         """Returns the numbers of a fixed random subset of the shards, int64 [m]."""
@@ -127,11 +158,39 @@ class StoredBatches(StageBatches):
         self, share: float, phase: int, first_step: int, last_step: int
     ) -> tf.data.Dataset:
         """See `StageBatches.dataset`."""
+        per_epoch = self._pace(share)[1]
+        first, last = first_step // per_epoch, -(-last_step // per_epoch)
+        # Endless by one epoch: the last one has as many steps as the others.
+        epochs = tf.data.Dataset.range(first, last + 1)
+        pools = epochs.flat_map(self._pools(share, phase, first_step))
+
+        def batches(
+            pool: Tensors, begin: tf.Tensor, end: tf.Tensor, number: tf.Tensor
+        ) -> tf.data.Dataset:
+            def make(step: tf.Tensor) -> Batch:
+                return self._from_pool(pool, step - begin, step, number, phase)
+
+            return tf.data.Dataset.range(tf.maximum(begin, first_step), end).map(
+                make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            )
+
+        # While one pool is used the next one is made, of the next epoch if need be.
+        stream = pools.prefetch(1).flat_map(batches)
+        return stream.take(last_step - first_step).prefetch(4)
+
+    def _pools(
+        self, share: float, phase: int, first_step: int
+    ) -> Callable[[tf.Tensor], tf.data.Dataset]:
+        """Returns a function: epoch -> its pools that have steps from one on.
+
+        Beside each pool are its first step, its last one (exclusive), and its number.
+        """
         chosen = self.subset(share)
         files = tf.constant(self._files[chosen])
         rows = tf.constant(self._rows[chosen])
         together, per_epoch = self._pace(share)
         size = len(chosen)
+        count = -(-size // together)
 
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
             seed = self._seeds(number, phase)(_SHUFFLE)
@@ -143,8 +202,13 @@ class StoredBatches(StageBatches):
             )
             steps = pool_rows // self.batch_size
             begins = tf.cumsum(steps, exclusive=True) + number * per_epoch
+            ends = tf.minimum(begins + steps, (number + 1) * per_epoch)
+            numbers = number * count + tf.range(count, dtype=tf.int64)
+            over = tf.reduce_sum(tf.cast(ends <= first_step, tf.int64))
             blocks = (
-                tf.data.Dataset.from_tensor_slices(tf.gather(files, order))
+                tf.data.Dataset.from_tensor_slices(
+                    tf.gather(files, order)[over * together :]
+                )
                 .interleave(
                     tf.data.TFRecordDataset,
                     cycle_length=_READERS,
@@ -154,27 +218,12 @@ class StoredBatches(StageBatches):
                 .map(self._parse, num_parallel_calls=_READERS, deterministic=True)
                 .ragged_batch(together)
             )
-            counts = tf.data.Dataset.from_tensor_slices((begins, steps))
-            pools = tf.data.Dataset.zip((blocks, counts)).map(
-                lambda block, count: (self._pool(block), *count)
+            counts = tf.data.Dataset.from_tensor_slices((begins, ends, numbers))
+            return tf.data.Dataset.zip((blocks, counts.skip(over))).map(
+                lambda block, numbers: (self._pool(block), *numbers)
             )
 
-            def batches(
-                pool: Tensors, begin: tf.Tensor, steps: tf.Tensor
-            ) -> tf.data.Dataset:
-                def make(number: tf.Tensor) -> Batch:
-                    return self._from_pool(pool, begin, number, phase)
-
-                return tf.data.Dataset.range(steps).map(
-                    make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-                )
-
-            return pools.prefetch(1).flat_map(batches).take(per_epoch)
-
-        first = first_step // per_epoch
-        epochs = tf.data.Dataset.range(first, -(-last_step // per_epoch) + 1)
-        stream = epochs.flat_map(epoch).skip(first_step - first * per_epoch)
-        return stream.take(last_step - first_step).prefetch(4)
+        return epoch
 
     def _histories(self) -> dict[str, int]:
         """Events whose histories are given, with their numbers."""
@@ -190,6 +239,8 @@ class StoredBatches(StageBatches):
         code = self.level
         names = ["users", f"known/{code}/lengths", f"known/{code}/items"]
         names += [f"rows/{code}/{key}" for key in ("users", "ends", "lengths", "items")]
+        if self._later_weights is not None:
+            names.append(f"rows/{code}/later")
         keys = ["lengths", "items", *(["times"] if self._folder.tree["times"] else [])]
         for number in self._histories().values():
             names += [f"history/{number}/{key}" for key in keys]
@@ -220,28 +271,46 @@ class StoredBatches(StageBatches):
                 if name in blocks:
                     # Something to gather even if all lists are empty.
                     pool[name] = tf.pad(blocks[name].values, [[0, 1]])
-        inputs = self._users_table(blocks["users"].values)
+        positions = blocks["users"].values
+        inputs = self._users_table(positions)
+        known = blocks[f"known/{code}/items"].values
+        lists = blocks[f"known/{code}/lengths"].values
+        if self._later_weights is not None:
+            later = blocks[f"rows/{code}/later"].values
+            pool["weights"] = tf.gather(self._later_weights, later)
+        if self.sampler.own_draws:
+            owners = tf.repeat(tf.range(tf.size(lists, tf.int64)), lists)
+            keys = owners * self.num_items + tf.cast(known, tf.int64)
+            pool["known/keys"] = tf.concat([keys, [tf.int64.max]], axis=0)
         return pool | {
+            # Rows by user, as in memory, whatever shards these are from.
+            "order": tf.argsort(tf.gather(positions, users), stable=True),
             "users": users,
             "ends": tf.stack(parts, axis=1) if parts else tf.cast(ends, tf.int64),
             "labels": tf.zeros_like(users),
             "offsets": _offsets(blocks[f"rows/{code}/lengths"]),
             "items": blocks[f"rows/{code}/items"].values,
             "known/offsets": _offsets(blocks[f"known/{code}/lengths"]),
-            "known/items": blocks[f"known/{code}/items"].values,
+            "known/items": tf.pad(known, [[0, 1]]),
             **{f"input/{name}": column for name, column in inputs.items()},
         }
 
     def _from_pool(
-        self, pool: Tensors, begin: tf.Tensor, number: tf.Tensor, phase: int
+        self,
+        pool: Tensors,
+        number: tf.Tensor,
+        step: tf.Tensor,
+        pool_number: tf.Tensor,
+        phase: int,
     ) -> Batch:
-        """Makes batch `number` of a pool whose first one is step `begin`."""
-        stateless = self._seeds(begin + number, phase)
+        """Makes batch `number` of a pool, which is that of a step."""
+        stateless = self._seeds(step, phase)
         slots = number * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
         last = tf.size(pool["users"], out_type=tf.int64) - 1
-        rows = tf.random.experimental.index_shuffle(
-            slots, stateless(_SHUFFLE, begin), last
+        places = tf.random.experimental.index_shuffle(
+            slots, stateless(_SHUFFLE, pool_number), last
         )
+        rows = tf.gather(pool["order"], places)
         return self._of_pool(pool)._assemble(rows, stateless)
 
     def _of_pool(self, pool: Tensors) -> StoredBatches:
@@ -274,7 +343,8 @@ class StoredBatches(StageBatches):
             if name.startswith("input/")
         }
         batches._users = rows.users
-        batches._items, batches._weights = rows.items, None
+        batches._items, batches._weights = rows.items, pool.get("weights")
+        batches._known_keys = pool.get("known/keys")
         batches._labels = rows.labels
         batches._history_end = rows.history_end
         batches.known = (pool["known/offsets"], pool["known/items"])
