@@ -91,6 +91,9 @@ class DataConfig(Section):
     history_events: tuple[str, ...] | None = None
     # Ids and categories with fewer training events share the UNKNOWN row.
     min_count: Positive = 1
+    # Users below `min_count` share this many rows by a hash of their ids, instead of
+    # the UNKNOWN row; 0 is off. Items never do: of one row none could be told apart.
+    hash_buckets: NonNegative = 0
     numeric_buckets: Annotated[int, pydantic.Field(ge=2)] = 20
     # Multi-valued features keep at most this many values per entity.
     max_values: Positive = 20

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tfcsmf.data.coding import (
     order_entities,
     sort_log,
 )
+from tfcsmf.data.hashing import bucket_rows
 from tfcsmf.data.kinds import check_ignored, encode_table, fit_encoders
 from tfcsmf.data.lists import (
     SortedLog,
@@ -37,6 +38,7 @@ from tfcsmf.data.prepared import (
     Pairs,
     PreparedLog,
 )
+from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.data.schema import Schema, load_schema
 from tfcsmf.errors import DataError
 
@@ -80,7 +82,7 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
     )
     log = code_log(raw, user_ids, item_ids, names, len(objectives))
     # Millions of rows: every form of them is let go when the next one stands.
-    raw = dataclasses.replace(raw, events=raw.events.clear())
+    raw = replace(raw, events=raw.events.clear())
     method, part, carved = _divide(config, log, raw.time_column)
 
     # An id trains where it is a target, items also where they are history.
@@ -101,6 +103,8 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
     users, user_notes = _entities(
         raw.users, user_ids[user_order], users_trained, data, "users", fixed
     )
+    met = np.unique(log.users[training & log.is_objective])
+    users = with_buckets(users, len(met), data.hash_buckets, fixed)
     items, item_notes = _entities(
         raw.items, item_ids[item_order], items_trained, data, "items", fixed
     )
@@ -180,11 +184,32 @@ def _entities(
     return EntityTable(ids, trained, encoders, features), notes
 
 
+def with_buckets(
+    users: EntityTable, met: int, buckets: int, fixed: Schema | None = None
+) -> EntityTable:
+    """Gives users below the frequency cut rows that they share by a hash.
+
+    Args:
+      users: without such rows.
+      met: users with a training event, which come first.
+      buckets: how many rows at most; 0 gives none.
+      fixed: schema of a trained model, whose rows are taken.
+    """
+    if fixed is not None:
+        return replace(users, buckets=np.array(fixed.user_buckets, np.int32))
+    if not buckets:
+        return users
+    rare = users.ids[users.trained : met]
+    return replace(users, buckets=bucket_rows(rare, buckets, users.trained))
+
+
 def describe_entities(table: EntityTable) -> dict[str, Any]:
     """Returns what the summary of a log says of users or items."""
+    shared = {"shared_rows": table.num_rows - NUM_RESERVED - table.trained}
     return {
         "total": table.size,
         "trained": table.trained,
+        **(shared if len(table.buckets) else {}),
         "features": {encoder.name: encoder.kind for encoder in table.encoders},
     }
 

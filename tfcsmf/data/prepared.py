@@ -7,16 +7,18 @@ Two kinds of numbers name an entity, and they are never mixed:
 - an *id row* is the row of the embedding table a position looks up. Rows below
   `NUM_RESERVED` are special; an entity without training events has the id row
   `UNKNOWN`. Positions are ordered so that trained entities come first:
-  `id_row(p) = p + NUM_RESERVED if p < trained else UNKNOWN`.
+  `id_row(p) = p + NUM_RESERVED if p < trained else UNKNOWN`. Users below the frequency
+  cut may share further rows by a hash of their ids (`tfcsmf.data.hashing`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tfcsmf.data.features import FeatureEncoder
+from tfcsmf.data.hashing import hash_ids
 from tfcsmf.data.rows import NO_TIME as NO_TIME
 from tfcsmf.data.rows import NUM_RESERVED, UNKNOWN
 
@@ -32,12 +34,15 @@ class EntityTable:
       encoders: one fitted encoder per feature, in schema order.
       features: encoded features by name; int32 [n], int32 [n, m] (padded with
         `PADDING`) or float32 [n, w], as the encoder's `kind` says.
+      buckets: int32 [any], the id row of every hash bucket, which entities that are not
+        trained share; none where they have the row `UNKNOWN`.
     """
 
     ids: np.ndarray
     trained: int
     encoders: tuple[FeatureEncoder, ...]
     features: dict[str, np.ndarray]
+    buckets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def size(self) -> int:
@@ -49,12 +54,16 @@ class EntityTable:
         """Embedding row of every position, int32 [n]."""
         rows = np.full(self.size, UNKNOWN, np.int32)
         rows[: self.trained] = np.arange(self.trained, dtype=np.int32) + NUM_RESERVED
+        if len(self.buckets):
+            places = hash_ids(self.ids[self.trained :], len(self.buckets))
+            rows[self.trained :] = self.buckets[places]
         return rows
 
     @property
     def num_rows(self) -> int:
-        """Rows of the embedding table: the reserved ones and the trained ids."""
-        return self.trained + NUM_RESERVED
+        """Rows of the embedding table: the reserved ones, trained ids, and buckets."""
+        own = self.trained + NUM_RESERVED
+        return max(own, int(self.buckets.max(initial=0)) + 1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Schema:
       item_ids: trained items, likewise.
       user_encoders: fitted encoders of the user features.
       item_encoders: fitted encoders of the item features.
+      user_buckets: embedding row of every hash bucket of rare users; none without.
     """
 
     objectives: tuple[str, ...]
@@ -32,6 +33,7 @@ class Schema:
     item_ids: tuple[str, ...]
     user_encoders: tuple[FeatureEncoder, ...]
     item_encoders: tuple[FeatureEncoder, ...]
+    user_buckets: tuple[int, ...] = ()
 
 
 def save_schema(prepared: PreparedLog) -> dict[str, Any]:
@@ -43,7 +45,9 @@ def save_schema(prepared: PreparedLog) -> dict[str, Any]:
     def encoders(table: EntityTable) -> list[dict[str, Any]]:
         return [encoder.to_dict() for encoder in table.encoders]
 
+    buckets = prepared.users.buckets.tolist()
     return {
+        **({"user_buckets": buckets} if buckets else {}),
         "objectives": list(prepared.objectives),
         "history_events": list(prepared.history_events),
         "history_length": prepared.summary["history_length"],
@@ -69,6 +73,7 @@ def load_schema(tree: Mapping[str, Any]) -> Schema:
             item_ids=tuple(tree["item_ids"]),
             user_encoders=tuple(map(FeatureEncoder.from_dict, tree["user_encoders"])),
             item_encoders=tuple(map(FeatureEncoder.from_dict, tree["item_encoders"])),
+            user_buckets=tuple(tree.get("user_buckets", ())),
         )
     except KeyError as error:
         raise DataError(

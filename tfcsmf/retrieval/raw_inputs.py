@@ -94,6 +94,35 @@ class ItemTable(tf.Module):
         return tf.gather(self.ids, positions - ABSENT)
 
 
+class UserTable(tf.Module):
+    """User ids to embedding rows.
+
+    Args:
+      users: the users.
+    """
+
+    def __init__(self, users: EntityTable) -> None:
+        super().__init__()
+        ids = [str(name) for name in users.ids[: users.trained]]
+        rows = np.arange(users.trained) + NUM_RESERVED
+        self.table = string_table(ids, rows, UNKNOWN)
+        self._size = len(users.buckets)
+        if self._size:
+            self.buckets = tf.Variable(users.buckets, trainable=False)
+
+    def rows(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns embedding rows, int32; `UNKNOWN` for "".
+
+        Others without a row of their own share one by a hash, if users did in training.
+        """
+        rows = tf.cast(self.table.lookup(ids), tf.int32)
+        if not self._size:
+            return rows
+        places = tf.strings.to_hash_bucket_fast(ids, self._size)
+        shared = tf.equal(rows, UNKNOWN) & tf.not_equal(ids, "")
+        return tf.where(shared, tf.gather(self.buckets, places), rows)
+
+
 class Features(tf.Module):
     """Feature encoders, with their vocabularies inside the saved model.
 
@@ -157,8 +186,7 @@ class QueryRawInputs(tf.Module):
         with_times: bool = False,
     ) -> None:
         super().__init__()
-        ids = [str(name) for name in users.ids[: users.trained]]
-        self.users = string_table(ids, users.id_rows[: users.trained], UNKNOWN)
+        self.users = UserTable(users)
         self.items = items
         self.features = Features(users.encoders)
         self._histories = tuple(history_name(event) for event in history_events)
@@ -187,7 +215,7 @@ class QueryRawInputs(tf.Module):
         Encoded histories are of one length, padded with `PADDING`. Times are of the
         same length; one that is not given is 0.
         """
-        inputs = {QUERY_ID: tf.cast(self.users.lookup(raw[QUERY_ID]), tf.int32)}
+        inputs = {QUERY_ID: self.users.rows(raw[QUERY_ID])}
         if self._histories:
             histories = [raw[name] for name in self._histories]
             inputs |= zip(self._histories, self._encode(histories), strict=True)

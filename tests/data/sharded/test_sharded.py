@@ -91,6 +91,8 @@ def assert_same_log(stored, log, later=2.0):
             e.to_dict() for e in other.encoders
         ]
         assert_equal(one.features, other.features, name)
+        assert_equal(one.buckets, other.buckets)
+        assert one.num_rows == other.num_rows
     for name in log.objectives:
         rows, expected = (group_examples(part.train[name]) for part in (stored, log))
         if rows.weights is not None:
@@ -131,11 +133,12 @@ def assert_same_log(stored, log, later=2.0):
     assert stored.summary == log.summary | {"features_left_out": left_out}
 
 
+HASHED = {"hash_buckets": 5}
 CASES = {
     "time": (("timestamp",), {"split": "time", "test_share": 0.2}),
     "file": (("timestamp", "split"), {"validation_users": 7}),
     "file, no time": (("split",), {"validation_users": 0}),
-    "last": (("timestamp",), {"split": "leave_last_out", "min_count": 20}),
+    "last": (("timestamp",), {"split": "leave_last_out", "min_count": 20, **HASHED}),
     "random": ((), {"validation_share": 0.5}),
     "all test": ((), {"split": "random", "test_share": 0.9999999}),
     "other histories": (

@@ -19,6 +19,7 @@ import polars as pl
 import tensorflow as tf
 
 from tfcsmf.data.features import FeatureEncoder
+from tfcsmf.data.prepare import with_buckets
 from tfcsmf.data.prepared import EntityTable, Histories, PreparedLog, Whole
 from tfcsmf.data.sharded.block import Arrays, from_record
 from tfcsmf.data.sharded.merged import Merged, joined
@@ -133,7 +134,9 @@ class PreparedFolder:
     @cached_property
     def users(self) -> EntityTable:
         """All users."""
-        return self._entities("users")
+        buckets = self.tree["config"]["data"]["hash_buckets"]
+        met = self.tree["users_met"]
+        return with_buckets(self._entities("users"), met, buckets)
 
     @cached_property
     def items(self) -> EntityTable:

@@ -23,11 +23,13 @@ class Vocabulary:
       ids: sorted.
       positions: int32, likewise.
       trained: number of leading positions with enough training events.
+      met: number of leading positions with any.
     """
 
     ids: pl.Series
     positions: np.ndarray
     trained: int
+    met: int
 
     def positions_of(self, ids: pl.Series) -> np.ndarray:
         """Returns the positions of some of the ids, int32 [n]."""

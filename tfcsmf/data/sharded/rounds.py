@@ -338,8 +338,8 @@ def _vocabulary(
     ordered = counts.sort("rows", "id", descending=[True, False])
     ordered = ordered.with_columns(position=pl.int_range(pl.len(), dtype=pl.Int32))
     by_id = ordered.sort("id")
-    trained = int((counts["rows"] >= least).sum())
-    return Vocabulary(by_id["id"], by_id["position"].to_numpy(), trained)
+    trained, met = (int((counts["rows"] >= most).sum()) for most in (least, 1))
+    return Vocabulary(by_id["id"], by_id["position"].to_numpy(), trained, met)
 
 
 def _counted(ids: pl.Series, codes: np.ndarray) -> pl.DataFrame:

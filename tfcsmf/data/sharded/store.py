@@ -24,7 +24,12 @@ import tensorflow as tf
 
 from tfcsmf.config import Config
 from tfcsmf.data.kinds import check_ignored, encode_table, fit_encoders
-from tfcsmf.data.prepare import describe_entities, wants_times, warn_of_empty
+from tfcsmf.data.prepare import (
+    describe_entities,
+    wants_times,
+    warn_of_empty,
+    with_buckets,
+)
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.sharded.block import COUNTS, Arrays, build_block, to_record
 from tfcsmf.data.sharded.bucket import Bucket
@@ -127,6 +132,10 @@ class Write(Round):
             ids = vocabulary.ids.gather(order).to_numpy().astype(object)
             features = encode_table(table, ids, encoders)
             entities[role] = EntityTable(ids, vocabulary.trained, encoders, features)
+            if role == "users":
+                entities[role] = with_buckets(
+                    entities[role], vocabulary.met, data.hash_buckets
+                )
             if table is not None:
                 missing[role] = _absent(vocabulary, table)
             written |= self._write_entities(role, entities[role])
@@ -165,6 +174,7 @@ class Write(Round):
             "timed": self.source.time is not None,
             "times": self._has_times,
             "later": facts["later"].tolist(),
+            "users_met": plan.users.met if plan.users else 0,
             "shards": {k: facts["shards"][k] for k in sorted(facts["shards"])},
             "row_lengths": [
                 _pairs(facts[f"lengths/{code}"]) for code in range(len(names))
