@@ -7,6 +7,7 @@ without --folder a simulated one): from its files, from the same log in memory, 
 which at most `--memory-shards` shards are read, and on batches that are ready. `input
 alone` makes the batches of the files and trains nothing. The batch is the
 configuration's, the candidates its 1,024 uniform negatives and the batch's positives.
+`waiting` is the share of the time that training spent asking for the next batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tfcsmf.cascade.model import build_model
 from tfcsmf.cascade.stage_step import StageStep
 from tfcsmf.config import Config, SimulatorConfig
 from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.funnel import with_later_events
 from tfcsmf.data.sharded.folder import PreparedFolder
 from tfcsmf.data.sharded.local import prepare_sharded
 from tfcsmf.data.sharded.stored_batches import StoredBatches
@@ -58,7 +61,9 @@ def compare(
     )
     objective = folder.objectives[0]
     log = folder.read(folder.shards[: options.memory_shards])
-    disk = StoredBatches(folder, objective, settings, options.together)
+    weight = config.cascade.later_weight if folder.with_later else 0.0
+    log = with_later_events(log, weight)
+    disk = StoredBatches(folder, objective, settings, weight, together=options.together)
     memory = StageBatches(log, objective, settings)
     model = build_model(config, log)
     step = StageStep(model, stage, memory.element_spec)
@@ -71,15 +76,24 @@ def compare(
     }
     alone = iter(disk.dataset(1.0, 0, 0, 10**9))
 
-    def train(batches):
-        for _, batch in zip(range(options.steps), batches, strict=False):
+    waiting: dict[str, list[float]] = {}
+
+    def train(name, batches):
+        began, waited, batches = time.perf_counter(), 0.0, iter(batches)
+        for _ in range(options.steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
             loss = step(batch)
         float(loss)
+        share = waited / (time.perf_counter() - began)
+        waiting.setdefault(name, []).append(share)
 
     systems = {
-        name: lambda stream=stream: train(stream) for name, stream in streams.items()
+        name: lambda name=name, stream=stream: train(name, stream)
+        for name, stream in streams.items()
     }
-    systems["tfcsmf, ready batches"] = lambda: train(ready)
+    systems["tfcsmf, ready batches"] = lambda: train("tfcsmf, ready batches", ready)
     systems["tfcsmf, from disk, input alone"] = lambda: [
         next(alone) for _ in range(options.steps)
     ]
@@ -87,10 +101,11 @@ def compare(
     first = statistics.median(seconds["tfcsmf, from memory"])
     for name, values in seconds.items():
         rates = [options.steps / value for value in values]
-        ratio = first / statistics.median(values)
-        report.add(
-            name, {"batch": disk.batch_size}, "steps/s", rates, times_memory=ratio
-        )
+        more = {"times_memory": first / statistics.median(values)}
+        if name in waiting:
+            # Of the first call, too, which is a warm-up: the median drops it.
+            more["waiting"] = statistics.median(waiting[name])
+        report.add(name, {"batch": disk.batch_size}, "steps/s", rates, **more)
     rows = folder.rows(0)
     report.note(
         f"{int(rows.sum()):,} rows of {objective} in {len(rows)} shards, "

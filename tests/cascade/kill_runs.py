@@ -137,9 +137,9 @@ def install(moment, trace):
 
     trained = trainer.CascadeTrainer.train
 
-    def train(self):
+    def train(self, stages=None):
         place.update(stage=self.progress.stage, phase=self.progress.phase)
-        return trained(self)
+        return trained(self, stages)
 
     trainer.CascadeTrainer.train = train
     began = trainer.Progress.begin_phase
