@@ -18,7 +18,8 @@ import yaml
 from tfcsmf.cascade.checkpoints import CheckpointStore
 from tfcsmf.cascade.run import check_rows
 from tfcsmf.cascade.workers import cluster_place
-from tfcsmf.config import SimulatorConfig
+from tfcsmf.config import Config, SimulatorConfig
+from tfcsmf.data.sharded.local import prepare_sharded
 from tfcsmf.data.simulator import simulate
 from tfcsmf.errors import ConfigError
 
@@ -82,8 +83,11 @@ def test_two_workers_take_the_steps_of_one_process(tmp_path):
     assert moved > 500
 
 
-def runs(folder, *names, features=False):
-    """Returns the statuses that `worker_runs.py` printed."""
+def runs(folder, *names, features=False, shards=0):
+    """Returns the statuses that `worker_runs.py` printed.
+
+    With shards two workers read them, and one process the log itself.
+    """
     config = folder / "config.yaml"
     world = SimulatorConfig(users=40, items=30, exposures_per_user=20)
     simulation = simulate(world, CONFIG["cascade"]["objectives"], 0)
@@ -94,6 +98,9 @@ def runs(folder, *names, features=False):
             data[name] = str(folder / f"{name}.parquet")
             getattr(simulation, name).write_parquet(data[name])
     config.write_text(yaml.safe_dump(CONFIG | {"data": data}))
+    if shards:
+        prepared = folder / "prepared"
+        prepare_sharded(Config.from_dict(CONFIG | {"data": data}), prepared, shards)
     command = [sys.executable, str(SCRIPT), str(config), str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True)
     logs = [path.read_text()[-3000:] for path in sorted(folder.glob("*.log"))]
@@ -126,8 +133,14 @@ def test_two_workers_with_features_end_like_one_process(tmp_path):
     check_two(tmp_path, features=True)
 
 
-def check_two(tmp_path, features):
-    statuses, logs = runs(tmp_path, "one", "two", features=features)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_workers_from_a_folder_end_like_one_process_from_the_log(tmp_path):
+    check_two(tmp_path, features=False, shards=3)
+
+
+def check_two(tmp_path, features, shards=0):
+    statuses, logs = runs(tmp_path, "one", "two", features=features, shards=shards)
     assert statuses == {"one": 0, "two": [0, 0]}, logs
     (ours, metrics), (theirs, expected) = (
         end_of(tmp_path / name) for name in ("two", "one")

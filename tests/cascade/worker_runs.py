@@ -4,8 +4,9 @@ A process of its own: `python worker_runs.py CONFIG FOLDER RUN...`. It imports
 everything once and forks before TensorFlow's runtime starts. Each RUN is a name:
 
 - `one`: one process, into FOLDER/one;
-- `two`: two workers, into FOLDER/two; the one that is not the chief is told
-  FOLDER/other, and FOLDER/temporary is where it may put temporary files;
+- `two`: two workers, into FOLDER/two, from FOLDER/prepared if there is one; the one
+  that is not the chief is told FOLDER/other, and FOLDER/temporary is where it may put
+  temporary files;
 - `killed`: as `two`, but both are killed once the chief has written four checkpoints,
   and started again;
 - `lost`: as `two`, but the other one is killed; then both are started again without
@@ -53,6 +54,8 @@ def fork(config, output, log, place=None, temporary=None, options=()):
         if place is not None:
             os.environ["TF_CONFIG"] = json.dumps(place)
             arguments += ["--distribution", "multi_worker"]
+            prepared = Path(output).with_name("prepared")
+            arguments += ["--prepared", str(prepared)] * prepared.is_dir()
         if temporary is not None:
             tempfile.tempdir = temporary
         import run_cascade
