@@ -163,7 +163,7 @@ def fork(config, output, moment=None):
         log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        faulthandler.dump_traceback_later(120, exit=True)
+        faulthandler.dump_traceback_later(500, exit=True)
         with open(f"{output}.trace", "a", buffering=1) as trace:
             import run_cascade
 

@@ -140,7 +140,7 @@ def test_a_finished_run_says_so_on_resume(finished, small_config, capsys):
 
 
 def test_a_killed_run_continues_only_with_resume(
-    tmp_path, small_config, finished, capsys
+    tmp_path, small_config, finished, capsys, caplog
 ):
     output = tmp_path / "killed"
     arguments = ["--config", small_config, "--output", str(output), "--quiet"]
@@ -162,7 +162,10 @@ def test_a_killed_run_continues_only_with_resume(
     # What the message proposes works, whatever the defaults of the code are now.
     assert f"--config {output / 'config.yaml'}" in error
     own = ["--config", str(output / "config.yaml"), "--output", str(output), "--quiet"]
+    caplog.set_level("INFO")
     assert cli.run(run_cascade.main, [*own, "--resume"]) == 0
+    # From where it was, and not once more from the start, which ends the same.
+    assert "Resuming at stage" in caplog.text
     ours = json.loads((output / "report" / "metrics.json").read_text())
     theirs = json.loads((finished[0] / "report" / "metrics.json").read_text())
     assert ours["protocols"] == theirs["protocols"]

@@ -119,7 +119,7 @@ def _run(
         if workers is not None:
             check_rows(config, data.log, workers)
             workers.begin(shared_fingerprint(config, schema))
-        else:
+        if not continued:
             store.clear()
         folder.write_config(config, "running", base.path if base else None, continued)
         store.save_schema(schema)
