@@ -10,6 +10,8 @@ from test_sharded import config_of, write_events
 from tfcsmf.config import HardestConfig
 from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.funnel import with_later_events
+from tfcsmf.data.prepare import prepare
+from tfcsmf.data.query_rows import group_examples
 from tfcsmf.data.sharded.folder import PreparedFolder
 from tfcsmf.data.sharded.local import prepare_sharded
 from tfcsmf.data.sharded.stored_batches import StoredBatches
@@ -33,9 +35,9 @@ def folder(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("log"), ("timestamp",))
 
 
-def prepared(path, columns):
+def prepared(path, columns, **data):
     events = write_events(path / "events", size=90, users=6, items=9, columns=columns)
-    config = config_of(events, split="leave_last_out", validation_users=3)
+    config = config_of(events, split="leave_last_out", validation_users=3, **data)
     prepare_sharded(config, path / "out", shards=5)
     return PreparedFolder.open(path / "out")
 
@@ -209,3 +211,20 @@ def test_negatives_of_earlier_batches_are_refused(folder):
     settings = dataclasses.replace(SETTINGS, sampler=memory)
     with pytest.raises(ConfigError, match="--events"):
         StoredBatches(folder, "cart", settings)
+
+
+def test_users_of_many_events_have_the_rows_they_have_in_memory(tmp_path):
+    folder = prepared(tmp_path, ("timestamp",), rows_per_user=2)
+    stored = folder.read()
+    config = config_of(
+        str(tmp_path / "events"), split="leave_last_out", validation_users=3
+    )
+    log = with_later_events(prepare(config), 2.0)
+    for code, name in enumerate(log.objectives):
+        expected = group_examples(log.train[name], rows_per_user=2)
+        assert len(expected) < len(group_examples(log.train[name]))
+        assert folder.rows(code).sum() == len(expected)
+        found = group_examples(stored.train[name])
+        for field in ("users", "offsets", "items", "history_end"):
+            one, other = getattr(found, field), getattr(expected, field)
+            np.testing.assert_array_equal(one, other)

@@ -27,7 +27,7 @@ from tfcsmf.data.lists import (
     pair_keys,
 )
 from tfcsmf.data.prepared import Csr, EvaluationSet, Examples, Histories, Pairs
-from tfcsmf.data.query_rows import group_examples
+from tfcsmf.data.query_rows import QueryRows, group_examples
 from tfcsmf.data.rows import NO_TIME
 from tfcsmf.data.sharded.bucket import Bucket
 from tfcsmf.data.sharded.plan import Plan, split_bucket
@@ -107,7 +107,8 @@ def build_block(bucket: Bucket, plan: Plan, timed: bool, with_later: bool) -> Bl
     test: list[EvaluationSet] = []
     table = []
     for code, name in enumerate(plan.objectives):
-        train |= _row_arrays(f"rows/{code}", examples[code], histories)
+        rows = group_examples(examples[code], rows_per_user=plan.rows_per_user)
+        train |= _row_arrays(f"rows/{code}", rows, histories)
         train |= _list_arrays(f"known/{code}", known[code])
         mine = log.events == code
         held_out = np.flatnonzero(mine & (log.part == splits.VALID))
@@ -208,16 +209,15 @@ def _relative(ends: np.ndarray, histories: Histories, users: np.ndarray) -> np.n
     return ends - np.stack(starts, axis=1) if starts else ends
 
 
-def _row_arrays(name: str, examples: Examples, histories: Histories) -> Arrays:
-    grouped = group_examples(examples)
+def _row_arrays(name: str, rows: QueryRows, histories: Histories) -> Arrays:
     arrays = {
-        f"{name}/users": grouped.users,
-        f"{name}/ends": _relative(grouped.history_end, histories, grouped.users),
-        f"{name}/lengths": np.diff(grouped.offsets),
-        f"{name}/items": grouped.items,
+        f"{name}/users": rows.users,
+        f"{name}/ends": _relative(rows.history_end, histories, rows.users),
+        f"{name}/lengths": np.diff(rows.offsets),
+        f"{name}/items": rows.items,
     }
-    if grouped.weights is not None:
-        arrays[f"{name}/later"] = grouped.weights
+    if rows.weights is not None:
+        arrays[f"{name}/later"] = rows.weights
     return arrays
 
 

@@ -175,7 +175,7 @@ class PreparedFolder:
 
         Returns:
           The log, with `whole`. Repeated examples are there once, ordered by user and
-          histories, and the times of examples say only whether they are known. With
+          histories; their times, where they are known, number the rows. With
           later events as positives of the first objective (`with_later`) they are
           among its examples, as `tfcsmf.data.funnel` has them, without weights.
 

@@ -39,6 +39,7 @@ def first_plan(config: Config) -> Plan:
         method=config.data.split,
         test_share=config.data.test_share,
         seed=config.seed,
+        rows_per_user=config.data.rows_per_user,
     )
 
 

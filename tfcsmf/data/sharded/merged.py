@@ -56,7 +56,9 @@ class Merged:
             joined([block[f"{name}/items"] for block in blocks]), lengths, order
         )
         lengths, users = lengths[order], users[order]
-        times = np.full(len(items), 0 if timed else NO_TIME, np.int64)
+        # One time per row, in their order.
+        moments = np.arange(len(users)) if timed else np.full(len(users), NO_TIME)
+        times = np.repeat(moments.astype(np.int64), lengths)
         pairs = Pairs(np.repeat(users, lengths), items, times)
         return Examples(pairs, np.repeat(ends, lengths, axis=0))
 

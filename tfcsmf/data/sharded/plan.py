@@ -47,6 +47,7 @@ class Plan:
       method: how the log is split.
       test_share: as in the configuration.
       seed: of the random choices.
+      rows_per_user: as in the configuration.
       boundaries: first times of validation and test (`splits.time_boundaries`).
       spared: pairs that the random split leaves in training.
       lacking: objectives that take validation pairs from training.
@@ -65,6 +66,7 @@ class Plan:
     method: str
     test_share: float
     seed: int
+    rows_per_user: int
     boundaries: tuple[int | None, int | None] | None = None
     spared: ShardKeys = field(default_factory=dict)
     lacking: tuple[int, ...] = ()
