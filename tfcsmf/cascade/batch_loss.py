@@ -12,7 +12,7 @@ from tfcsmf.data.batch_parts import WHOLE
 from tfcsmf.losses import SampledSoftmax, adaptive_margin
 from tfcsmf.losses.chunked_softmax import EXCLUDED
 from tfcsmf.losses.own_negatives import own_negatives, take_rows
-from tfcsmf.negatives.memory import CandidateMemory
+from tfcsmf.negatives.memory import CandidateMemory, Columns
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,24 @@ def batch_loss(
             margin=margin,
         )
         items, pool = items[: batch["pool"]], candidate[: batch["pool"]]
-    memory = negatives.memory
-    if memory is not None:
-        columns = tf.size(items)
-        if counts is None:
-            counts = tf.ones([columns])
-        pool = tf.concat([pool, tf.identity(memory.vectors)], axis=0)
-        counts = tf.concat([counts, memory.counts()], axis=0)
-        items = tf.concat([items, memory.positions()], axis=0)
-        kept = memory.excluded_pairs(batch["known"]) + tf.stack([0, columns])
-        excluded = tf.concat([excluded, kept], axis=0)
-        order = tf.argsort(excluded[:, 0], stable=True)
-        excluded = tf.gather(excluded, order)
-    whole = batch.get(WHOLE)
+    memory, whole = negatives.memory, batch.get(WHOLE)
     columns = positives[:, 1] if whole is None else whole["columns"]
+    number = tf.cast(tf.size(columns), tf.float32)
+    rows = tf.shape(query)[0] if whole is None else whole["rows"]
+    # A row's own positives are no draws of negatives: their mean number.
+    of_row = number / tf.cast(rows, tf.float32)
+    if memory is not None:
+        remembered = (tf.gather(candidate, columns), tf.gather(items, columns))
+        if counts is None:
+            counts = tf.ones_like(items, tf.float32)
+        found = memory.beside(
+            Columns(pool, items, counts, excluded), positives, batch["known"], of_row
+        )
+        pool, items = found.vectors, found.items
+        counts, excluded = found.counts, found.excluded
     if whole is not None and draws is None:
-        draws = _all_draws(items, counts, whole)
+        size = tf.size(items) if counts is None else tf.reduce_sum(counts)
+        draws = tf.maximum(tf.cast(size, tf.float32) - of_row, 1.0)
     margin_of = None
     if margin is not None and frozen_candidates is not None:
         frozen = tf.gather(frozen_candidates, items)
@@ -163,20 +165,8 @@ def batch_loss(
         extra=extra,
     )
     if memory is not None and training:
-        memory.push(tf.gather(candidate, columns), tf.gather(items, columns))
+        memory.push(*remembered)
     return loss / tf.cast(tf.size(columns), loss.dtype)
-
-
-def _all_draws(
-    items: tf.Tensor, counts: tf.Tensor | None, whole: Mapping[str, tf.Tensor]
-) -> tf.Tensor:
-    """Returns what `SampledSoftmax` takes for the draws of a whole batch."""
-    draws = tf.cast(tf.size(items), tf.float32)
-    if counts is not None:
-        draws = tf.reduce_sum(counts)
-    number = tf.cast(tf.size(whole["columns"]), tf.float32)
-    draws -= number / tf.cast(whole["rows"], tf.float32)
-    return tf.maximum(draws, 1.0)
 
 
 def _own(

@@ -184,6 +184,7 @@ class StageBatches:
         """
         # A row's own positives are not among its negatives.
         others = per_row * (self.batch_size - 1) * self.sampler.in_batch
+        others += self.sampler.memory  # positives of the batches before
         if others + self.sampler.shared_draws + self.hard_negatives == 0:
             others = 1  # one row and nothing drawn: any distribution will do
         parts = [

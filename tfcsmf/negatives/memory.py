@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import tensorflow as tf
 
 from tfcsmf.data.known_pairs import known_pairs
 
 _EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The candidates that the rows of a batch are scored against.
+
+    Attributes:
+      vectors: float [columns, d].
+      items: int32 [columns], catalogue positions; may repeat.
+      counts: float32 [columns], how many draws of a negative each stands for.
+      excluded: int32 [m, 2] of (row, column), sorted by row: no negatives.
+    """
+
+    vectors: tf.Tensor
+    items: tf.Tensor
+    counts: tf.Tensor
+    excluded: tf.Tensor
 
 
 class CandidateMemory:
@@ -15,6 +34,12 @@ class CandidateMemory:
     The vectors are a few steps old and get no gradient. A positive that several rows
     had is kept as often, so that a place of the memory is a draw by popularity, as a
     positive of the batch is.
+
+    What the loss pushes away from a query is thus in part what cannot move, while
+    every positive is pulled as before: candidates would drift towards the mean query
+    (docs/esans.md has what that costs). So the batch's negatives are pushed for the
+    memory as well (our reading; the paper does not say): they are draws from the same
+    distribution, and pushed in expectation as the full softmax would push them.
 
     Args:
       size: candidates kept, the newest first.
@@ -62,6 +87,37 @@ class CandidateMemory:
         """
         return known_pairs(*self._known, known, self.positions())
 
+    def beside(
+        self, batch: Columns, positives: tf.Tensor, known: tf.Tensor, own: tf.Tensor
+    ) -> Columns:
+        """Returns the columns of a batch with those of the memory.
+
+        The first are those of the batch once more, for the positives alone: their
+        gradient is the usual one, that of the batch's negatives is not; see the class.
+
+        Args:
+          batch: what the batch has.
+          positives: int32 [n, 2] of (row, column).
+          known: int32 [rows], numbers of the rows' lists of known positives.
+          own: float scalar, draws in `batch.counts` that are a row's own positives.
+        """
+        drawn, kept = tf.reduce_sum(batch.counts) - own, self.counts()
+        factor = 1.0 + tf.reduce_sum(kept) / tf.maximum(drawn, 1.0)
+        negatives = _push_times(batch.vectors, factor)
+        shift = tf.stack([0, tf.size(batch.items)])
+        excluded = [
+            batch.excluded + shift,
+            positives + shift,
+            self.excluded_pairs(known) + 2 * shift,
+        ]
+        pairs = tf.concat(excluded, axis=0)
+        return Columns(
+            tf.concat([batch.vectors, negatives, self.vectors], axis=0),
+            tf.concat([batch.items, batch.items, self.positions()], axis=0),
+            tf.concat([tf.zeros_like(batch.counts), batch.counts, kept], axis=0),
+            tf.gather(pairs, tf.argsort(pairs[:, 0], stable=True)),
+        )
+
     def push(self, vectors: tf.Tensor, items: tf.Tensor) -> None:
         """Adds candidates; the oldest make room."""
         size = self.items.shape[0]
@@ -69,3 +125,13 @@ class CandidateMemory:
         items = tf.concat([items, self.items], axis=0)
         self.vectors.assign(vectors[:size])
         self.items.assign(items[:size])
+
+
+def _push_times(vectors: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Returns the vectors, whose gradient is `factor` times the one that arrives."""
+
+    @tf.custom_gradient
+    def same(values: tf.Tensor) -> tuple[tf.Tensor, object]:
+        return tf.identity(values), lambda upstream: factor * upstream
+
+    return same(vectors)
