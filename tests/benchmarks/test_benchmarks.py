@@ -20,6 +20,7 @@ SMALLER = {
         *("--optimizer", "adagrad", "--batch", "16", "--rows", "500"),
         *("--steps", "1", "--log-users", "60"),
     ],
+    "denominators": ["--queries", "10"],
     "evaluation": ["--no-memory", "--queries", "40"],
     "fused_query": [
         *("--no-memory", "--batch", "1", "--items", "1500", "--requests", "2"),
@@ -40,7 +41,7 @@ SMALLER = {
     ],
     "workers": [],
 }
-SLOW = {"workers", "negatives"}  # half a minute each
+SLOW = {"workers", "negatives", "denominators"}  # up to half a minute each
 
 
 @pytest.fixture
