@@ -15,6 +15,7 @@ from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.prepare import prepare
 from tfcsmf.errors import ConfigError
 from tfcsmf.losses.chunked_softmax import EXCLUDED
+from tfcsmf.negatives.sampler import PoolSampler
 
 TINY = {
     "simulator": {"users": 60, "items": 40, "exposures_per_user": 20},
@@ -243,6 +244,19 @@ def test_a_memory_adds_the_candidates_of_batches_before(log):
     assert {tuple(pair) for pair in pairs} == known != set()
     filled = float(model.compute_loss(batch))
     assert np.isfinite(filled) and filled != empty
+
+
+def test_a_memory_counts_in_the_mixture_of_sources(log):
+    def draws_of(memory):
+        sampler = PoolSampler(0, log.items.size, memory=memory)
+        settings = BatchSettings(32, 16, 8, 6, 0, sampler=sampler)
+        batches = StageBatches(log, "click", settings)
+        others = 31 * batches.rows.expected_targets(settings.target_share)
+        return batches.probability * (others + memory + 8)
+
+    items = log.train["click"].pairs.items
+    examples = np.bincount(items, minlength=log.items.size) / len(items)
+    np.testing.assert_allclose(draws_of(24) - draws_of(0), 24 * examples, atol=1e-4)
 
 
 def test_stages_choose_their_sampler(log):
