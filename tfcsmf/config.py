@@ -78,8 +78,8 @@ class DataConfig(Section):
     # Last events kept per history feature.
     history_length: Positive = 200
     # Where time is known: a user's events of an objective are predicted from at most so
-    # many points of its histories. A user of more events has those that follow each
-    # other predicted together, from what came before the first of them.
+    # many points of its histories. Who has events at more times has those that follow
+    # each other predicted together, from what came before the first of them.
     rows_per_user: Positive = 32
     # Where no time is known: share of a user's positives that training takes out of
     # the histories, anew in every batch, to predict them from what is left.

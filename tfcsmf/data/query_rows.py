@@ -79,9 +79,8 @@ def group_examples(
       labels: int32 [n]; examples of different labels never share a row. None is 0
         for all.
       rows_per_user: where time is known, a user gets at most so many rows of a label.
-        Of one with n examples up to n / rows_per_user that follow each other share
-        the histories of the first of them; examples of the same time are never
-        parted. None parts all.
+        One with examples at n times has up to n / rows_per_user times that follow
+        each other share the histories of the first of them. None parts all.
 
     Example:
       >>> from tfcsmf.data.prepared import Pairs
@@ -127,20 +126,23 @@ def _first_of_window(pairs: Pairs, labels: np.ndarray, windows: int) -> np.ndarr
     order = np.lexsort((pairs.times, labels, pairs.users))
     users, labels, times = pairs.users[order], labels[order], pairs.times[order]
 
-    def first_of_run(*columns: np.ndarray) -> np.ndarray:
-        """Returns for every place the one where its run of equal values began."""
+    def begins(*columns: np.ndarray) -> np.ndarray:
+        """Returns where a run of equal values begins, bool."""
         new = np.ones(len(order), bool)
         new[1:] = False
         for column in columns:
             new[1:] |= column[1:] != column[:-1]
-        return np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+        return new
 
-    # Counted from the first of the same time, which keeps these together.
-    start = first_of_run(users, labels)
-    rank = first_of_run(users, labels, times) - start
-    size = -(-np.bincount(start, minlength=len(order))[start] // windows)
+    # The distinct times of every user and label, numbered from 0.
+    user = np.cumsum(begins(users, labels)) - 1
+    moment = np.cumsum(begins(users, labels, times)) - 1
+    starts = np.flatnonzero(begins(user))
+    moments = np.diff(np.append(moment[starts], moment[-1] + 1))
+    window = (moment - moment[starts][user]) // -(-moments // windows)[user]
     first = np.empty(len(order), np.int64)
-    first[order] = order[first_of_run(users, labels, rank // size)]
+    leads = np.where(begins(user, window), np.arange(len(order)), 0)
+    first[order] = order[np.maximum.accumulate(leads)]
     return first
 
 
