@@ -32,6 +32,9 @@ class SequenceTraining(Section):
     epochs: Positive = 50
     # Epochs without improvement before training stops; 0 never stops early.
     patience: NonNegative = 5
+    # What is validated and kept is an average over the ends of epochs, in which an
+    # epoch counts this many times what the next one does; 0 keeps single epochs.
+    averaging: Share = 0.0
 
 
 class SequenceConfig(Section):

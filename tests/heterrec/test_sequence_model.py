@@ -229,9 +229,11 @@ class Killed(Exception):
     pass
 
 
-def test_killed_training_resumes_to_the_same_bits(make, tmp_path):
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_killed_training_resumes_to_the_same_bits(make, tmp_path, averaging):
     """In the middle of an epoch, where the best parameters are older ones."""
-    whole = make(encoder="sasrec", item_layers=1)
+    training = SMALL["training"] | {"averaging": averaging}
+    whole = make(encoder="sasrec", item_layers=1, training=training)
     report = whole.train()
 
     def on_disk():
@@ -272,6 +274,40 @@ def test_killed_training_resumes_to_the_same_bits(make, tmp_path):
     other.store = second.store
     with pytest.raises(CheckpointError, match="another configuration"):
         other.resume()
+
+
+def test_what_is_validated_and_kept_is_the_average_and_training_goes_on_as_without(
+    make, monkeypatch
+):
+    ends, validated = {}, []
+    original = SequenceTrainer._evaluate
+    for averaging in (0.0, 0.25):
+        training = SMALL["training"] | {"averaging": averaging, "epochs": 3}
+        trainer = make(encoder="sasrec", item_layers=1, training=training)
+        ends[averaging] = []
+
+        def noted(self, ends=ends[averaging]):
+            better = original(self)
+            ends.append(self._values())
+            return better
+
+        monkeypatch.setattr(SequenceTrainer, "_evaluate", noted)
+
+        def growing(trainer=trainer):  # the last epoch is the best
+            validated.append(trainer._values())
+            return 0.1 * trainer.progress.epochs
+
+        monkeypatch.setattr(trainer, "validate", growing)
+        trainer.train()
+    for name, (one, two, three) in (
+        (name, [end[name] for end in ends[0.0]]) for name in ends[0.0][0]
+    ):
+        np.testing.assert_array_equal(ends[0.25][2][name], three, name)
+        np.testing.assert_array_equal(validated[3][name], one, name)
+        expected = (one / 16 + two / 4 + three) / (1 + 1 / 4 + 1 / 16)
+        kept = trainer._values()[name]
+        np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(kept, validated[5][name], name)
 
 
 @pytest.fixture(scope="module")

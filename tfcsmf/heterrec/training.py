@@ -5,6 +5,7 @@ the arrays of a checkpoint are all that a resumed run needs:
 
     model/<parameter>     values
     best/<parameter>      best values, left out while they are the latest
+    average/<parameter>   average over epochs, if there is one
     optimizer/...         step and slots; the last checkpoint has the best values alone
 """
 
@@ -29,6 +30,7 @@ from tfcsmf.data.sequence_batches import SequenceBatches, SequenceSettings
 from tfcsmf.errors import CheckpointError, DataError
 from tfcsmf.evaluation.protocols import mean_recall
 from tfcsmf.evaluation.ranker import VectorRanker
+from tfcsmf.heterrec.averaging import epoch_average
 from tfcsmf.heterrec.build import build_sequence_model
 from tfcsmf.heterrec.encoding import SequenceEncoder
 from tfcsmf.heterrec.settings import uses_features
@@ -88,6 +90,7 @@ class SequenceTrainer:
         self.pace = SavePace(config.cascade.checkpoint_every)
         self._within = 0  # batches of the current epoch so far
         self._best: dict[str, np.ndarray] = {}
+        self._average: dict[str, np.ndarray] = {}
         self._slots: dict[str, np.ndarray] = {}
 
     def train(self) -> dict[str, Any]:
@@ -179,8 +182,9 @@ class SequenceTrainer:
         groups = {"model": self._values()}
         if step is not None:
             groups["optimizer"] = step.state()
+            groups["average"] = self._average
             # Validation ends an epoch, and nothing moves before the next.
-            if self.progress.best_step != self.progress.step:
+            if self._average or self.progress.best_step != self.progress.step:
                 groups["best"] = self._best
         arrays = {
             f"{group}/{name}": value
@@ -207,6 +211,7 @@ class SequenceTrainer:
         self._assign(groups["model"])
         self.progress = Progress(**checkpoint.state["progress"])
         self._within = checkpoint.state["within"]
+        self._average = groups.get("average", {})
         self._best = groups.get("best", {})
         if self.progress.epochs and not self._best:
             self._best = self._values()
@@ -261,10 +266,19 @@ class SequenceTrainer:
 
     def _evaluate(self) -> bool:
         """Validates, and keeps the parameters if they are the best so far."""
+        latest = self._values()
+        memory = self.config.sequence.training.averaging
+        kept = latest
+        if memory:
+            kept = epoch_average(self._average, latest, memory, self.progress.epochs)
+            self._average = kept
+            self._assign(kept)
         value = self.validate()
         better = self.progress.record_validation(value)
         if better:
-            self._best = self._values()
+            self._best = kept
+        if memory:
+            self._assign(latest)
         if self.show_progress and value is not None:
             k = self.config.evaluation.validation_k
             tqdm.write(
