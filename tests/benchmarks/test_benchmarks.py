@@ -187,3 +187,35 @@ def test_figures_show_the_parts_that_were_measured(load, tmp_path):
     assert figure.read_bytes() == first
     points = figures.Results([source]).points("stock TFRS", "batch", optimizer="adam")
     assert points == [(512, 1e6 / 512), (1024, 1e6 / 1024)]
+
+
+def test_curves_over_depth_are_those_of_the_report(load, tmp_path):
+    def entry(mean):
+        values = {"mean": mean, "ci95": [mean - 0.1, mean + 0.2], "seeds": [mean]}
+        return {"users": 3, "metrics": {"ndcg@10": values, "hit_rate@10": values}}
+
+    variants = {"heterrec-8": 0.5, "heterrec-1": 0.25, "merged-2": 0.125, "sasrec": 0.9}
+    content = {
+        "objectives": ["review"],
+        "on": "validation",
+        "systems": {name: {"training_seconds": 7.0} for name in variants},
+        "protocols": {
+            "standard": {"review": {name: entry(v) for name, v in variants.items()}}
+        },
+    }
+    report = tmp_path / "comparison.json"
+    report.write_text(json.dumps(content))
+    figures = load("depth_figures")
+    found = figures.curves([report])
+    assert found == {
+        "validation ndcg@10": {
+            "heterrec": [(1, 0.25, 0.15, 0.45), (8, 0.5, 0.4, 0.7)],
+            "merged": [(2, 0.125, pytest.approx(0.025), 0.325)],
+        },
+        "seconds of training": {
+            "heterrec": [(1, 7.0, 7.0, 7.0), (8, 7.0, 7.0, 7.0)],
+            "merged": [(2, 7.0, 7.0, 7.0)],
+        },
+    }
+    figures.main([str(report), "--output", str(tmp_path / "depth.svg")])
+    assert "heterrec" in (tmp_path / "depth.svg").read_text()
