@@ -202,6 +202,14 @@ def test_items_start_as_the_sum_of_their_tokens_by_the_root_of_the_width():
     np.testing.assert_allclose(items, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("token_layers", "item_layers"), [(0, 2), (1, 2), (1, 0)])
+def test_embeddings_are_dropped_once(token_layers, item_layers):
+    encoder = hierarchical(token_layers=token_layers, item_layers=item_layers)
+    stacks = [encoder.token_blocks, encoder.item_blocks]
+    dropping = [stack.drop_inputs for stack in stacks if stack is not None]
+    assert sum(dropping) == 1 and dropping[0]
+
+
 def test_a_gated_unit_by_hand():
     layer = RecurrentEncoder(1)
     parts = {"tokens": np.full([1, 2, 1, 1], 0.5, np.float32), "mask": [[True, True]]}

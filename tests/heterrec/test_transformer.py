@@ -70,9 +70,21 @@ def test_dropout_repeats_with_its_seed_and_differs_by_block():
     assert not np.allclose(once, stack(INPUTS, BIAS))
 
 
+@pytest.mark.parametrize("drop_inputs", [False, True])
+def test_inputs_are_dropped_where_that_is_asked_for(drop_inputs):
+    stack = BlockStack(1, BlockSettings(4, 2, 8, dropout=0.5), drop_inputs)
+    stack(INPUTS, BIAS)  # builds it
+    stack.blocks = []
+    got = stack(INPUTS, BIAS, seed=tf.constant([3, 4])).numpy()
+    zero = got == 0
+    assert zero.any() == drop_inputs
+    grown = 2 * INPUTS.numpy() if drop_inputs else INPUTS.numpy()
+    np.testing.assert_allclose(got[~zero], grown[~zero])
+
+
 @pytest.mark.parametrize("norm_order", ["post", "pre"])
 def test_configuration_round_trip(norm_order):
-    stack = BlockStack(2, BlockSettings(4, 2, 8, 0.1, norm_order))
+    stack = BlockStack(2, BlockSettings(4, 2, 8, 0.1, norm_order), drop_inputs=False)
     assert BlockStack.from_config(stack.get_config()).get_config() == stack.get_config()
     block = TransformerBlock(BlockSettings(4, norm=norm_order))
     again = TransformerBlock.from_config(block.get_config())

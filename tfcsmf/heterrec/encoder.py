@@ -113,7 +113,9 @@ class HierarchicalEncoder(OwnedLayer):
                 types,
                 name=f"{name}_temporal",
             )
-            return temporal, BlockStack(depth, blocks, name=f"{name}_blocks")
+            # One dropout on the embeddings, whatever the levels, as in SASRec.
+            first = name == "token" or not settings.token_layers
+            return temporal, BlockStack(depth, blocks, first, name=f"{name}_blocks")
 
         self.token_temporal, self.token_blocks = level(
             settings.token_layers, "token", self.num_tokens

@@ -172,14 +172,23 @@ class BlockStack(OwnedLayer):
     Args:
       depth: number of blocks, >= 1.
       settings: see `BlockSettings`.
+      drop_inputs: dropout on the inputs too, which a stack on top of another has
+        no need of: what the blocks below added to them was dropped already.
 
     Call arguments and result as in `TransformerBlock`.
     """
 
-    def __init__(self, depth: int, settings: BlockSettings, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int,
+        settings: BlockSettings,
+        drop_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.depth = depth
         self.settings = settings
+        self.drop_inputs = drop_inputs
         self.blocks = [
             TransformerBlock(settings, name=f"block_{index}") for index in range(depth)
         ]
@@ -199,7 +208,8 @@ class BlockStack(OwnedLayer):
         seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Applies the blocks; see the class."""
-        outputs = dropped(inputs, self.settings.dropout, seed, 1)
+        rate = self.settings.dropout if self.drop_inputs else 0.0
+        outputs = dropped(inputs, rate, seed, 1)
         for index, block in enumerate(self.blocks):
             own = seed
             if seed is not None:
@@ -212,6 +222,7 @@ class BlockStack(OwnedLayer):
         return super().get_config() | {
             "depth": self.depth,
             "settings": asdict(self.settings),
+            "drop_inputs": self.drop_inputs,
         }
 
     @classmethod
