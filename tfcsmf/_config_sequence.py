@@ -33,8 +33,9 @@ class SequenceTraining(Section):
     # Epochs without improvement before training stops; 0 never stops early.
     patience: NonNegative = 5
     # What is validated and kept is an average over the ends of epochs, in which an
-    # epoch counts this many times what the next one does; 0 keeps single epochs.
-    averaging: Share = 0.0
+    # epoch counts this many times what the next one does; 0 keeps single epochs,
+    # which is better where there are fewer than ten.
+    averaging: Share = 0.8
 
 
 class SequenceConfig(Section):
