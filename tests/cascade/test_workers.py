@@ -122,19 +122,19 @@ def losses(checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_workers_end_like_one_process(tmp_path):
     check_two(tmp_path, features=False)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_workers_with_features_end_like_one_process(tmp_path):
     check_two(tmp_path, features=True)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_workers_from_a_folder_end_like_one_process_from_the_log(tmp_path):
     check_two(tmp_path, features=False, shards=3)
 
@@ -168,7 +168,7 @@ def check_two(tmp_path, features, shards=0):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_workers_resume_to_the_same_end(tmp_path):
     statuses, logs = runs(tmp_path, "two", "killed", "lost")
     killed = [-signal.SIGKILL] * 2
