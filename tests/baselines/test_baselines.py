@@ -27,6 +27,7 @@ def log(history_events=("view", "cart", "buy")):
     """Three users, six items; the attributes of `PreparedLog` that are read."""
     lists = {"view": csr(VIEWS), "cart": csr(CARTS), "buy": csr(BUYS)}
     return SimpleNamespace(
+        whole=None,
         objectives=("view", "cart", "buy"),
         history_events=history_events,
         items=SimpleNamespace(size=6),
