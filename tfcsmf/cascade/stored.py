@@ -11,7 +11,8 @@ from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import Config
 from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.prepared import PreparedLog
-from tfcsmf.data.sharded.folder import PreparedFolder, reading
+from tfcsmf.data.sharded.files import reading
+from tfcsmf.data.sharded.folder import PreparedFolder
 from tfcsmf.data.sharded.stored_batches import StoredBatches
 
 

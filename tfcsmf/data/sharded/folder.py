@@ -9,7 +9,6 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,7 @@ from tfcsmf.data.features import FeatureEncoder
 from tfcsmf.data.prepare import with_buckets
 from tfcsmf.data.prepared import EntityTable, Histories, PreparedLog, Whole
 from tfcsmf.data.sharded.block import Arrays, from_record
+from tfcsmf.data.sharded.files import check_files, damaged, read_bytes, reading
 from tfcsmf.data.sharded.merged import Merged, joined
 from tfcsmf.data.sharded.store import (
     COUNTED,
@@ -72,12 +72,12 @@ class PreparedFolder:
                 f"Received: {path!r}, which has none. Prepare the log "
                 "(pipelines/prepare.py) into an empty folder."
             )
-        content = _read(file)
+        content = read_bytes(file)
         try:
             tree = json.loads(content)
             found = tree["format"]
         except (ValueError, TypeError, KeyError) as error:
-            raise _damaged(file, f"it cannot be read ({error})") from error
+            raise damaged(file, f"it cannot be read ({error})") from error
         if found != FORMAT:
             raise DataError(
                 f"A prepared log should have format {FORMAT}. Received: format {found} "
@@ -85,26 +85,8 @@ class PreparedFolder:
                 "(pipelines/prepare.py)."
             )
         folder = cls(path, tree, hashlib.sha256(content).hexdigest()[:16])
-        folder._check_files()
+        check_files(path, tree)
         return folder
-
-    def _check_files(self) -> None:
-        sizes = {name: size for name, (size, _) in self.tree["tables"].items()}
-        for part, records in self._records_by_file():
-            sizes[part] = sum(size + _AROUND for size, _ in records)
-        for name, size in sizes.items():
-            file = posixpath.join(self.path, name)
-            try:
-                found = int(tf.io.gfile.stat(file).length)
-            except tf.errors.NotFoundError as error:
-                raise _damaged(file, "it is missing") from error
-            if found != size:
-                raise _damaged(file, f"it has {found} bytes instead of {size}")
-
-    def _records_by_file(self) -> Iterator[tuple[str, list[list[int]]]]:
-        for number, files in self.tree["files"].items():
-            for part, records in zip(PARTS, files, strict=True):
-                yield shard_path("", part, int(number)), records
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -313,9 +295,9 @@ class PreparedFolder:
 
     def _table(self, name: str) -> bytes:
         file = posixpath.join(self.path, name)
-        content = _read(file)
+        content = read_bytes(file)
         if checksum(content) != self.tree["tables"][name]:
-            raise _damaged(file, "its contents have changed")
+            raise damaged(file, "its contents have changed")
         return content
 
     def _train(self, shard: int) -> Arrays:
@@ -332,31 +314,5 @@ class PreparedFolder:
             dataset = tf.data.TFRecordDataset(file).take(most)
             records = list(dataset.as_numpy_iterator())
         if [checksum(record) for record in records] != expected:
-            raise _damaged(file, "its contents have changed")
+            raise damaged(file, "its contents have changed")
         return [from_record(record) for record in records]
-
-
-# Bytes of a TFRecord file around each record.
-_AROUND = 16
-
-
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Turns what TensorFlow says of files of a folder into a `DataError`."""
-    try:
-        yield
-    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        raise _damaged(path, error.message.splitlines()[0]) from error
-
-
-def _damaged(file: str, reason: str) -> DataError:
-    return DataError(
-        "A prepared log should have the files that were written. Received: "
-        f"{file!r}, which is damaged: {reason}. Copy it again, or prepare the log anew "
-        "(pipelines/prepare.py)."
-    )
-
-
-def _read(path: str) -> bytes:
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return bytes(file.read())
