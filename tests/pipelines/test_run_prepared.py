@@ -48,7 +48,9 @@ def write_log(folder, users, items):
     paths = {name: str(folder / f"{name}.parquet") for name in DATA}
     for name, table in zip(DATA, (events, made.items, made.users), strict=True):
         table.write_parquet(paths[name])
-    return {"data": paths, "cascade": {"objectives": OBJECTIVES}}
+    # A folder does not know how events that share a row followed each other.
+    data = {**paths, "rows_per_user": 1000}
+    return {"data": data, "cascade": {"objectives": OBJECTIVES}}
 
 
 DATA = ("events", "items", "users")
