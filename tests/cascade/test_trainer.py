@@ -94,9 +94,11 @@ class _Killed(Exception):
 @pytest.mark.parametrize(
     ("stage", "phase", "first_step"),
     [
-        (0, "train", 3),  # in the middle of an epoch
         (1, "recovery", 1),
         # By default test_kills.py meets these, in real processes.
+        pytest.param(
+            0, "train", 3, marks=pytest.mark.slow
+        ),  # in the middle of an epoch
         pytest.param(0, "recovery", 0, marks=pytest.mark.slow),  # after pruning
         pytest.param(2, "train", 0, marks=pytest.mark.slow),  # a stage was frozen
     ],
