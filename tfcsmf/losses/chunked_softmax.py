@@ -102,11 +102,7 @@ def chunked_softmax(
                 if positives is None
                 else _Listed(positives, start, stop)
             )
-            hidden = _hidden_in(excluded_pairs, own.pairs, start, stop)
-            excluded = tf.constant(EXCLUDED, scores.dtype)
-            scores = tf.tensor_scatter_nd_update(
-                scores, hidden, tf.fill([tf.shape(hidden)[0]], excluded)
-            )
+            scores = _hide(scores, _hidden_in(excluded_pairs, own.pairs, start, stop))
             # Below, p is the number of positives of these rows, r that of the rows.
             owners, vectors = own.spread(part), own.vectors(candidates)  # [p, d]
             positive = tf.reduce_sum(owners * vectors, axis=1, keepdims=True)  # [p, 1]
@@ -242,6 +238,14 @@ class _Listed(_Diagonal):
 
     def add_to(self, gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         return tf.tensor_scatter_nd_add(gradient, self.columns[:, tf.newaxis], values)
+
+
+def _hide(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
+    """Returns scores [rows, columns] with those of some (row, column) excluded."""
+    low = tf.fill([tf.shape(pairs)[0]], tf.constant(EXCLUDED, scores.dtype))
+    # `tensor_scatter_nd_update` copies all scores: TensorFlow's kernel never takes over
+    # its input on CPU. This one does.
+    return tf.raw_ops.ScatterNdNonAliasingAdd(input=scores, indices=pairs, updates=low)
 
 
 def _hidden_in(
