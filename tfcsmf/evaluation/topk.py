@@ -39,7 +39,10 @@ def _merge(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Merges one block of scores [q, c] into the best so far [q, k]."""
     minus_infinity = tf.fill([tf.shape(excluded)[0]], np.float32(-np.inf))
-    scores = tf.tensor_scatter_nd_update(scores, excluded, minus_infinity)
+    # In place, which `tensor_scatter_nd_update` never is on CPU.
+    scores = tf.raw_ops.ScatterNdNonAliasingAdd(
+        input=scores, indices=excluded, updates=minus_infinity
+    )
     k = tf.shape(best)[1]
     rows, columns = tf.unstack(tf.shape(scores))
     groups = columns // GROUP
