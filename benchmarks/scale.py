@@ -11,7 +11,8 @@ catalogue: the table of candidates with its owners and Adam's slots; encoding th
 objectives: cascades of 1 to 8 levels of the simulator, all with the history of the
     first level alone, so that nothing but the number of objectives differs. Recalls
     leave out what a user is known to have seen. Training includes the compilation
-    of each stage's step. Queries are those of exported models, in turn.
+    of each stage's step. Queries are those of exported models, in turn; catalogues
+    larger than the simulator's are filled up with items like those.
 batch: training from memory against stock TFRS, as in `training.py`, whose part 2 is
     about the rows of tables.
 """
@@ -19,12 +20,14 @@ batch: training from memory against stock TFRS, as in `training.py`, whose part 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config, RetrievalConfig
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name
 from tfcsmf.data.prepare import prepare
+from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.evaluation.protocols import evaluate
 from tfcsmf.evaluation.ranker import VectorRanker
@@ -67,6 +71,7 @@ SIZES = {
     "objectives": [1, 2, 3, 4, 6, 8],
     "level_users": 1500,
     "level_items": 1500,
+    "served_items": [1500, 100_000],
     "exposures": 80,
     "epochs": 3,
     # batch
@@ -84,6 +89,7 @@ QUICK = {
     "objectives": [1, 2],
     "level_users": 100,
     "level_items": 100,
+    "served_items": [100, 300],
     "exposures": 20,
     "epochs": 1,
     "batch": [32, 64],
@@ -341,6 +347,7 @@ class Level:
         )
         self.log = prepare(self.config)
         self.model = build_model(self.config, self.log)
+        self.loaded: list[Any] = []
 
     def train(self, folder: Path) -> None:
         trainer = CascadeTrainer(
@@ -370,9 +377,27 @@ class Level:
             "test_high": high,
         }
 
-    def signature(self, folder: Path) -> fused_query.Signature:
-        """Exports; returns the weighted signature as it is loaded again."""
-        log, encoder = self.log, self.encoder
+    def catalogue(self, size: int) -> tuple[EntityTable, np.ndarray]:
+        """The items and their vectors, filled up to `size` by copies a little apart."""
+        items, rng = self.log.items, np.random.default_rng(0)
+        like = rng.integers(items.size, size=max(0, size - items.size))
+        ids = [items.ids, [f"like-{n}" for n in range(len(like))]]
+        features = {
+            name: np.concatenate([values, values[like]])
+            for name, values in items.features.items()
+        }
+        vectors = self.candidates[like]
+        noise = rng.standard_normal(vectors.shape, np.float32)
+        vectors = vectors + 0.1 * self.candidates.std() * noise
+        return (
+            replace(items, ids=np.concatenate(ids), features=features),
+            np.concatenate([self.candidates, vectors]),
+        )
+
+    def signature(self, folder: Path, size: int) -> fused_query.Signature:
+        """Exports a catalogue; returns the weighted signature as it is loaded again."""
+        items, vectors = self.catalogue(size)
+        log, encoder = replace(self.log, items=items), self.encoder
         scales = objective_scales(
             lambda part, stage: encoder.queries(part, log.train_histories, stage),
             self.candidates,
@@ -384,15 +409,15 @@ class Level:
         serving = ServingModel(
             self.model,
             log,
-            build_index(self.candidates, none, retrieval),
+            build_index(vectors, none, retrieval),
             scales,
             self.config.objective_weights(),
             self.config.data.history_length,
             self.config.retrieval.max_k,
         )
-        # Kept, or its variables would be gone.
-        self.loaded = tf.saved_model.load(str(export(serving, folder)))
-        signature: fused_query.Signature = self.loaded.signatures["retrieve_weighted"]
+        loaded = tf.saved_model.load(str(export(serving, folder)))
+        self.loaded.append(loaded)  # or its variables would be gone
+        signature: fused_query.Signature = loaded.signatures["retrieve_weighted"]
         return signature
 
     def request(self, batch: int, seed: int) -> fused_query.Request:
@@ -401,7 +426,8 @@ class Level:
         users = rng.choice(self.log.users.ids, size=batch)
         items = rng.choice(self.log.items.ids, size=(batch, 20))
         weights = rng.dirichlet(np.ones(len(self.names)), batch)
-        specs = self.loaded.signatures["retrieve_weighted"].structured_input_signature
+        weighted = self.loaded[0].signatures["retrieve_weighted"]
+        specs = weighted.structured_input_signature
         given = {
             "user_id": tf.constant(users.astype(str)),
             history_name(self.names[0]): tf.constant(items.astype(str)),
@@ -422,12 +448,14 @@ def missing(spec: tf.TensorSpec, batch: int) -> tf.Tensor:
 
 def by_objectives(report: harness.Report, options: argparse.Namespace) -> None:
     trained: dict[str, Level] = {}
-    signatures: dict[str, fused_query.Signature] = {}
+    signatures: dict[tuple[int, str], fused_query.Signature] = {}
     for count in options.objectives:
         level = trained[str(count)] = Level(options, count)
         with tempfile.TemporaryDirectory() as folder:
             level.train(Path(folder))
-            signatures[str(count)] = level.signature(Path(folder) / "export")
+            for size in options.served_items:
+                path = Path(folder) / f"export{size}"
+                signatures[size, str(count)] = level.signature(path, size)
         for stage in level.stages:
             frozen = stage["best_validation"][f"recall@{MEASURED_K}_frozen"]
             report.add(
@@ -452,16 +480,19 @@ def by_objectives(report: harness.Report, options: argparse.Namespace) -> None:
             frozen_max_abs_change=level.change,
         )
     first = str(options.objectives[0])
-    for batch in options.query_batch:
+    for size, batch in itertools.product(options.served_items, options.query_batch):
         calls = {
-            name: (signature, [trained[name].request(batch, s) for s in range(20)])
-            for name, signature in signatures.items()
+            name: (
+                signatures[size, name],
+                [level.request(batch, seed) for seed in range(20)],
+            )
+            for name, level in trained.items()
         }
         times = fused_query.latencies(calls, options.requests)
         for name, values in times.items():
             report.add(
                 QUERY,
-                {"objectives": int(name), "batch": batch},
+                {"objectives": int(name), "items": size, "batch": batch},
                 "ms",
                 values.tolist(),
                 p99=float(np.percentile(values, 99)),

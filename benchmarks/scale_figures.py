@@ -157,8 +157,11 @@ def objectives_panels(results: Results) -> list[Panel]:
     }
     times = {"all": results.points(CASCADE, "objectives")}
     queries = {
-        f"batch {batch}": results.points(QUERY, "objectives", batch=batch)
+        f"batch {batch}, {items:,} items": results.points(
+            QUERY, "objectives", batch=batch, items=items
+        )
         for batch in results.settings(QUERY, "batch")
+        for items in results.settings(QUERY, "items")
     }
     return [
         Panel(f"test recall@{MEASURED_K} by objective", "objectives", recalls),
