@@ -47,8 +47,9 @@ class EsansConfig(Section):
     # the positive's own, of which another of the second level.
     easy: Even = 8
     hard: Even = 8
-    # Other rows' positives are negatives as well.
-    in_batch: bool = True
+    # What all rows share beside them: other rows' positives (in_batch), those and
+    # `loss.uniform_negatives` uniform draws (mixed), or nothing.
+    pool: Literal["in_batch", "mixed", "none"] = "in_batch"
     # EDIS: between negatives of one cluster (simple), between the positive and a
     # hard one (hard).
     virtual: Literal["both", "simple", "hard", "none"] = "both"

@@ -138,17 +138,20 @@ def vectors_of(model, batch):
     return query.numpy() / model.task.temperature, candidate.numpy()
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
-def test_the_esans_loss_is_the_softmax_of_all_its_negatives(log, in_batch):
+@pytest.mark.parametrize("shared", ["in_batch", "mixed", "none"])
+def test_the_esans_loss_is_the_softmax_of_all_its_negatives(log, shared):
     batch, model, batches = batch_and_model(
-        log, "esans", f"loss.negatives.esans.in_batch={in_batch}"
+        log, "esans", f"loss.negatives.esans.pool={shared}", "loss.uniform_negatives=9"
     )
+    assert batches.sampler.shared_draws == 9 * (shared == "mixed")
     query, candidate = vectors_of(model, batch)
     pool = int(batch["pool"])
     added = batch["own"]["added"].numpy()
     counts = batch["counts"].numpy()
     expected_counts = batches.probability[batch["items"].numpy()[:pool]]
     positives = batch["positives"].numpy()
+    drawn = len(positives) * (shared != "none") + batches.sampler.shared_draws
+    assert counts.sum() == drawn
     draws = counts.sum() - len(positives) / 32
     hidden = {tuple(p) for p in batch["excluded_pairs"].numpy()}
     hidden |= {tuple(p) for p in positives}

@@ -151,7 +151,7 @@ def test_items_in_the_batch_that_share_both_codes_are_kept_apart(codes):
     same[1] = False  # no codes, nothing shared
     assert {tuple(pair) for pair in pairs} == set(zip(*np.nonzero(same), strict=True))
     assert (np.diff(pairs[:, 0]) >= 0).all()
-    assert esans(codes, in_batch=False).kept_apart(targets, items) is None
+    assert esans(codes, pool="none").kept_apart(targets, items) is None
 
 
 @pytest.mark.parametrize("mixing", ["safe", "literal"])

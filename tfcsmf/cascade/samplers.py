@@ -70,7 +70,7 @@ def make_sampler(
             )
         trained = max(log.items.trained, _last_example(log) + 1)
         return EsansSampler(
-            clusters.first, clusters.second, clusters.centres, trained, esans
+            clusters.first, clusters.second, clusters.centres, trained, esans, draws
         )
     return None
 

@@ -9,7 +9,7 @@ from tfcsmf.config import EsansConfig
 from tfcsmf.data.inputs import flat_ranges
 from tfcsmf.losses.own_negatives import POSITIVE
 from tfcsmf.negatives.alias import alias_tables
-from tfcsmf.negatives.sampler import Drawn, NegativeSampler, OwnDraws
+from tfcsmf.negatives.sampler import Drawn, NegativeSampler, OwnDraws, PoolSampler
 
 
 class EsansSampler(NegativeSampler):
@@ -30,6 +30,7 @@ class EsansSampler(NegativeSampler):
       centres: float [K1, d], of the first level.
       trained: items below it are drawn; the others nobody met in training.
       settings: counts, weights and what virtual negatives there are.
+      uniform: draws that all rows share, with `settings.pool` "mixed".
 
     References:
       ESANS, arXiv 2502.16077. Drawing by a softmax of distances is published; equal
@@ -43,8 +44,12 @@ class EsansSampler(NegativeSampler):
         centres: np.ndarray,
         trained: int,
         settings: EsansConfig,
+        uniform: int = 0,
     ) -> None:
-        self.in_batch = settings.in_batch
+        self.in_batch = settings.pool != "none"
+        draws = uniform if settings.pool == "mixed" else 0
+        self._shared = PoolSampler(draws, len(first))
+        self.shared_draws = self._shared.shared_draws
         self.own_draws = settings.easy + settings.hard
         self.settings = settings
         count, width = len(centres), int(second.max(initial=0)) + 1
@@ -91,7 +96,9 @@ class EsansSampler(NegativeSampler):
         )
         mask &= coded[:, tf.newaxis]
         mix = self._mix(number, seeds[3])
-        return Drawn(None, OwnDraws(items, log_counts, mask, mix))
+        other = tf.random.experimental.stateless_fold_in(seed, 4)
+        shared = self._shared.draw(targets, other).shared
+        return Drawn(shared, OwnDraws(items, log_counts, mask, mix))
 
     def _easy(
         self, clusters: tf.Tensor, seed: tf.Tensor, other_seed: tf.Tensor
