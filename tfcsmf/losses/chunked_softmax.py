@@ -237,15 +237,20 @@ class _Listed(_Diagonal):
         return tf.math.unsorted_segment_min(values, self.rows, self.size)
 
     def add_to(self, gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        return tf.tensor_scatter_nd_add(gradient, self.columns[:, tf.newaxis], values)
+        return _add_in_place(gradient, self.columns[:, tf.newaxis], values)
 
 
 def _hide(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
     """Returns scores [rows, columns] with those of some (row, column) excluded."""
     low = tf.fill([tf.shape(pairs)[0]], tf.constant(EXCLUDED, scores.dtype))
-    # `tensor_scatter_nd_update` copies all scores: TensorFlow's kernel never takes over
-    # its input on CPU. This one does.
-    return tf.raw_ops.ScatterNdNonAliasingAdd(input=scores, indices=pairs, updates=low)
+    return _add_in_place(scores, pairs, low)
+
+
+def _add_in_place(values: tf.Tensor, places: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
+    """As `tf.tensor_scatter_nd_add`, which on CPU copies its input in any case."""
+    return tf.raw_ops.ScatterNdNonAliasingAdd(
+        input=values, indices=places, updates=added
+    )
 
 
 def _hidden_in(
