@@ -162,7 +162,13 @@ CASES = [
         400,
         "Not formatted correctly expecting only one of 'inputs' or 'instances'",
     ),
-    ("POST", "half:predict", {"instances": 1}, 400, "'instances' to be an list/array"),
+    (
+        "POST",
+        "half:predict",
+        {"instances": 1},
+        400,
+        "} Expecting 'instances' to be an list/array",
+    ),
     ("POST", "half:predict", rows(), 400, "No values in 'instances' array"),
     (
         "POST",
@@ -184,7 +190,7 @@ CASES = [
         "mixed:predict",
         mixed([{"ints": [1]}]),
         400,
-        "must only have keys: doubles,",
+        "} keys must be equal to: doubles,ints,names",
     ),
     (
         "POST",
@@ -230,21 +236,6 @@ CASES = [
     ("POST", "mixed:predict", mixed([GOOD | {"ints": [1.0]}]), 400, "1.0 Type: Number"),
     ("POST", "mixed:predict", mixed([GOOD | {"ints": [2**31]}]), 400, TYPE + "int32"),
     ("POST", "mixed:predict", mixed([GOOD | {"names": 5}]), 400, TYPE + "string"),
-    (
-        "POST",
-        "half:predict",
-        rows(16777217),
-        400,
-        "Cannot convert JSON value: 16777217 to float without loss of precision.",
-    ),
-    ("POST", "half:predict", rows(1.7e308), 400, "without loss of precision"),
-    (
-        "POST",
-        "mixed:predict",
-        mixed([GOOD | {"doubles": [9007199254740993, 1]}]),
-        400,
-        "9007199254740993 to double without loss of precision.",
-    ),
     (
         "POST",
         "mixed:predict",
@@ -411,9 +402,8 @@ CASES = [
         "half:regress",
         {"examples": [{"x": 18446744073709551603}]},
         400,
-        "Only int64 is supported",
+        "Feature: x has uint64_t element. Only int64_t is supported.",
     ),
-    ("POST", "half:regress", {"examples": [{"x": 1.7e308}]}, 400, "loss of precision"),
     (
         "POST",
         "half:regress",

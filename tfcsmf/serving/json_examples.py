@@ -76,16 +76,16 @@ def _add(value: Any, name: str, feature: Any) -> None:
         _values(feature, "bytes", name).append(json_values.to_bytes(value))
     elif json_values.is_base64(value):
         _values(feature, "bytes", name).append(json_values.decode_base64(value))
-    elif json_text.is_integer(value):
+    elif isinstance(value, int):
         values = _values(feature, "int64", name)
         if value > 2**63 - 1:
             raise invalid(
-                f"Feature: {name} has uint64 element. Only int64 is supported."
+                f"Feature: {name} has uint64_t element. Only int64_t is supported."
             )
         values.append(value)
-    elif isinstance(value, int | float):
+    elif isinstance(value, float):
         values = _values(feature, "float", name)
-        values.append(json_values.convert(float(value), 1))
+        values.extend(json_values.to_float([value], json_values.FLOAT).tolist())
     else:
         raise invalid(
             f"Feature: {name} has element with unexpected JSON type: "

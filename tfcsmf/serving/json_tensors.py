@@ -84,7 +84,7 @@ def read_predict(body: bytes, types_of: Callable[[str], Types]) -> PredictBody:
     instances = document["instances"]
     if not isinstance(instances, list):
         raise invalid(
-            f"JSON Value: {text(document)} Excepting 'instances' to be an list/array"
+            f"JSON Value: {text(document)} Expecting 'instances' to be an list/array"
         )
     if not instances:
         raise invalid(f"JSON Value: {text(document)} No values in 'instances' array")
@@ -178,22 +178,10 @@ def _fast(value: list[Any], dtype: int) -> np.ndarray | None:
             return None
         values = level
     elif dtype in FLOATS and kinds <= {int, float}:
-        if not _lossless(level, kinds, dtype):
-            return None
         values = level
     else:
         return None
     return json_values.to_array(values, dtype, tuple(shape))
-
-
-def _lossless(numbers: list[Any], kinds: set[type], dtype: int) -> bool:
-    if int in kinds:
-        bits = FLOATS[dtype][1]
-        return all(json_values.is_lossless(number, bits) for number in numbers)
-    if dtype != 1 or not numbers:
-        return True  # a double holds any other number
-    values = np.abs(np.array(numbers, np.float64))
-    return not np.any(np.isfinite(values) & (values > np.finfo(np.float32).max))
 
 
 def _slow(value: Any, dtype: int) -> np.ndarray:
@@ -269,7 +257,7 @@ class _Instances:
         if instance.keys() != set(self._types):
             raise invalid(
                 f"{where} of 'instances' list. JSON object: "
-                f"{json_text.to_text(instance)} must only have keys: "
+                f"{json_text.to_text(instance)} keys must be equal to: "
                 f"{','.join(sorted(self._types))}"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,25 @@ from tfcsmf.serving.status import invalid
 
 # Longest JSON value that is repeated in an error message.
 _MAX_ECHO = 10_000
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+_ESCAPES = {
+    '"': '\\"',
+    "\\": r"\\",
+    "\b": r"\b",
+    "\f": r"\f",
+    "\n": r"\n",
+    "\r": r"\r",
+    "\t": r"\t",
+}
 _DECIMAL = re.compile(r"[.enN]")  # has a fraction, an exponent, or is no number
 # Largest invalid document the scanner looks at: it takes about a second for it.
 _MAX_SCAN = 2**20
 # Where RapidJSON and the standard library may disagree on a valid document: at NULs,
-# at escaped surrogates that are no pair, and at numbers too large for a double.
+# at escaped surrogates that are no pair, at numbers too large for a double, and at
+# integers too large for 64 bits.
 _PAIR = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LARGE = re.compile(rb"[0-9.][eE]\+?0*[1-9][0-9]{2}|[0-9]{300}")
+_LARGE = re.compile(rb"[0-9.][eE]\+?0*[1-9][0-9]{2}|[0-9]{19}")
 # What the standard library says, in RapidJSON's words.
 _WORDS = {
     "Expecting property name": "Missing a name for object member.",
@@ -90,19 +102,14 @@ def _finite(text: str) -> float:
     return value
 
 
-def _integer(text: str) -> int:
-    _finite(text)
-    return int(text)
+def _integer(text: str) -> int | float:
+    value = int(text) if len(text) < 25 else MAX_INT + 1
+    return value if MIN_INT <= value <= MAX_INT else _finite(text)
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     return result if len(result) == len(pairs) else dict(reversed(pairs))
-
-
-def is_integer(value: Any) -> bool:
-    """Tells whether RapidJSON holds a number as an integer, not as a double."""
-    return type(value) is int and MIN_INT <= value <= MAX_INT
 
 
 def type_name(value: Any) -> str:
@@ -116,12 +123,72 @@ def type_name(value: Any) -> str:
 
 
 def to_text(value: Any) -> str:
-    """Returns a JSON value as error messages repeat it; long ones are cut."""
+    r"""Returns a JSON value as error messages repeat it; long ones are cut.
+
+    Within a list or object RapidJSON writes numbers, and nothing more once it has
+    come to one that is not finite.
+
+    Example:
+      >>> to_text(1e-5), to_text([])
+      ('1e-05', '[]')
+      >>> to_text([1e-5, float("nan"), 1])
+      '[\n    0.00001,\n    '
+    """
     if isinstance(value, float):
         single = abs(value) <= float(np.finfo(np.float32).max)
         return decimals(np.array([value], np.float32 if single else np.float64))[0]
-    text = json.dumps(value, indent=4, ensure_ascii=False)
+    echo = _Echo()
+    echo.write(value, "\n")
+    text = "".join(echo.parts)
     return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."
+
+
+class _Echo:
+    """Collects the text of a value, until it is long enough."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self._size = 0
+
+    def write(self, value: Any, line: str) -> bool:
+        """Adds a value; False if nothing is to follow."""
+        if isinstance(value, str):
+            return self._put(string(value))
+        if isinstance(value, float):
+            return math.isfinite(value) and self._put(_number(value))
+        if not isinstance(value, dict | list) or not value:
+            return self._put(json.dumps(value))
+        brackets = "{}" if isinstance(value, dict) else "[]"
+        inner = line + "    "
+        for index, item in enumerate(value):
+            name = ""
+            if isinstance(value, dict):
+                name, item = string(item) + ": ", value[item]
+            lead = ("," if index else brackets[0]) + inner + name
+            if not (self._put(lead) and self.write(item, inner)):
+                return False
+        return self._put(line + brackets[1])
+
+    def _put(self, text: str) -> bool:
+        self.parts.append(text)
+        self._size += len(text)
+        return self._size <= _MAX_ECHO
+
+
+def _number(value: float) -> str:
+    """Returns the shortest decimal of a double in RapidJSON's notation."""
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    text = "".join(map(str, digits)).rstrip("0") or "0"
+    point = len(digits) + int(exponent) if value else 1
+    if len(text) <= point <= 21:
+        text = text.ljust(point, "0") + ".0"
+    elif 0 < point <= 21:
+        text = f"{text[:point]}.{text[point:]}"
+    elif -6 < point <= 0:
+        text = "0." + "0" * -point + text
+    else:
+        text = text[0] + "." * (len(text) > 1) + text[1:] + f"e{point - 1}"
+    return "-" * sign + text
 
 
 def decimals(values: np.ndarray) -> list[str]:
@@ -151,8 +218,18 @@ def decimals(values: np.ndarray) -> list[str]:
 
 
 def string(text: str) -> str:
-    """Returns a quoted JSON string; only what has to be is escaped."""
-    return json.dumps(text, ensure_ascii=False)
+    r"""Returns a quoted JSON string; only what has to be is escaped.
+
+    Example:
+      >>> print(string('say "\x1f"'))
+      "say \"\u001F\""
+    """
+    return f'"{_ESCAPED.sub(_escape, text)}"'
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found.group()
+    return _ESCAPES.get(character) or f"\\u{ord(character):04X}"
 
 
 def nest(values: list[str], shape: tuple[int, ...]) -> str:
@@ -176,7 +253,7 @@ def nest(values: list[str], shape: tuple[int, ...]) -> str:
 
 def error_body(message: str) -> bytes:
     """Returns the body of an error."""
-    return encode(json.dumps({"error": message}, indent=4, ensure_ascii=False))
+    return encode(f'{{\n    "error": {string(message)}\n}}')
 
 
 def encode(text: str) -> bytes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
 from typing import Any
 
 import numpy as np
 
-from tfcsmf.serving.json_text import is_integer, to_text, type_name
+from tfcsmf.serving.json_text import to_text, type_name
 from tfcsmf.serving.status import Code, RequestError, invalid
 
 # DataType of TensorFlow by the names its error messages use.
@@ -34,9 +33,8 @@ NAMES = {
     22: "uint32",
     23: "uint64",
 }
-STRING, BOOL = 7, 10
-# Number of bits of the significand: larger integers are not exact.
-FLOATS: dict[int, tuple[Any, int]] = {1: (np.float32, 24), 2: (np.float64, 53)}
+FLOAT, STRING, BOOL = 1, 7, 10
+FLOATS: dict[int, Any] = {FLOAT: np.float32, 2: np.float64}
 _INT32 = (-(2**31), 2**31 - 1)
 INTEGERS: dict[int, tuple[Any, int, int]] = {
     3: (np.int32, *_INT32),
@@ -50,7 +48,8 @@ INTEGERS: dict[int, tuple[Any, int, int]] = {
 }
 # NumPy's limit; TensorFlow's own is 254.
 _MAX_RANK = 64
-_BASE64 = re.compile(rb"([A-Za-z0-9+/]*)(=*)")
+# Dots are padding too, there.
+_BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
 
 
 def name(dtype: int) -> str:
@@ -98,29 +97,15 @@ def to_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def is_lossless(value: int | float, bits: int) -> bool:
-    """Tells whether a float of that many significant bits can take a number."""
-    if is_integer(value):
-        return abs(value) <= 2**bits - 1
-    largest = float(np.finfo(np.float32 if bits == 24 else np.float64).max)
-    return not math.isfinite(value) or abs(value) <= largest
-
-
 def convert(value: Any, dtype: int) -> Any:
     """Returns one tensor value.
 
     Raises:
-      RequestError: if its JSON type does not fit, a number cannot be held without
-        loss, or the data type has no JSON form.
+      RequestError: if its JSON type does not fit, or the data type has no JSON form.
     """
     fits = True
     if dtype in FLOATS:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if fits and not is_lossless(value, FLOATS[dtype][1]):
-            raise invalid(
-                f"Cannot convert JSON value: {to_text(value)} to {name(dtype)} "
-                "without loss of precision."
-            )
     elif dtype in INTEGERS:
         _, low, high = INTEGERS[dtype]
         fits = type(value) is int and low <= value <= high
@@ -136,6 +121,12 @@ def convert(value: Any, dtype: int) -> Any:
     if not fits:
         raise type_error(value, dtype)
     return to_bytes(value) if dtype == STRING else value
+
+
+def to_float(values: list[Any], dtype: int) -> np.ndarray:
+    """Returns numbers as floats: rounded, and infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(FLOATS[dtype])
 
 
 def type_error(value: Any, dtype: int) -> RequestError:
@@ -166,6 +157,5 @@ def to_array(values: list[Any], dtype: int, shape: tuple[int, ...]) -> np.ndarra
         wide = np.uint64 if dtype == 23 else np.int64
         return np.array(values, wide).astype(kind).reshape(shape)
     if dtype in FLOATS:
-        kind = FLOATS[dtype][0]
-        return np.array(values, np.float64).astype(kind).reshape(shape)
+        return to_float(values, dtype).reshape(shape)
     return np.array(values, np.bool_).reshape(shape)
