@@ -212,7 +212,9 @@ def test_metadata_fields_are_checked(stub):
     with pytest.raises(grpc.RpcError, match="must specify at least one metadata_field"):
         stub.GetModelMetadata(request, 5.0)
     request.metadata_field.append("weights")
-    with pytest.raises(grpc.RpcError, match="Metadata field weights is not supported"):
+    with pytest.raises(
+        grpc.RpcError, match="Metadata field %s is not supportedweights"
+    ):
         stub.GetModelMetadata(request, 5.0)
 
 

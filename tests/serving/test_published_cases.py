@@ -7,9 +7,18 @@ not repeated here.
 
 import json
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
 
 from tfcsmf.serving.json_answers import (
     write_classification,
@@ -393,3 +402,202 @@ def test_results_become_json():
     ):
         with pytest.raises(RequestError, match=f"empty {what}Results to JSON"):
             write([])
+
+
+@pytest.fixture(scope="module")
+def stub(running):
+    with grpc.insecure_channel(f"127.0.0.1:{running.server.grpc_port}") as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def tensor(*sizes, dtype=FLOAT, **values):
+    proto = tensor_pb2.TensorProto(dtype=dtype, **values)
+    for size in sizes:
+        proto.tensor_shape.dim.add().size = size
+    return proto
+
+
+def predict_request(proto, signature="", name="x"):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "half"
+    request.model_spec.signature_name = signature
+    request.inputs[name].CopyFrom(proto)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("proto", "expected"),
+    [
+        (tensor(2, float_val=[2, 4]), [3, 4]),
+        (tensor(3, float_val=[2, 4]), [3, 4, 4]),  # the last one counts for the rest
+        (tensor(1, float_val=[2, 4]), [3]),  # what is too much is left out
+        (tensor(2), [2, 2]),
+        (tensor(float_val=[2]), [3]),
+        (tensor(0), []),
+        (tensor(1, tensor_content=b"\0\0\0@"), [3]),
+    ],
+)
+def test_messages_become_tensors(stub, proto, expected):
+    outputs = stub.Predict(predict_request(proto), 5.0).outputs
+    assert list(outputs["y"].float_val) == expected
+
+
+def inference_request(message, signature, *values, **spec):
+    message.model_spec.name = spec.get("name", "half")
+    message.model_spec.signature_name = signature
+    for value in values:
+        example = message.input.example_list.examples.add()
+        example.features.feature["x"].float_list.value.append(value)
+    return message
+
+
+def classification(signature, *values, **spec):
+    message = classification_pb2.ClassificationRequest()
+    return inference_request(message, signature, *values, **spec)
+
+
+def regression(signature, *values, **spec):
+    message = regression_pb2.RegressionRequest()
+    return inference_request(message, signature, *values, **spec)
+
+
+def multi(*tasks, values=(2.0,), name="half"):
+    request = inference_pb2.MultiInferenceRequest()
+    for task in tasks:
+        signature, method, *other = task
+        entry = request.tasks.add(method_name="tensorflow/serving/" + method)
+        entry.model_spec.name = other[0] if other else name
+        entry.model_spec.signature_name = signature
+    for value in values:
+        example = request.input.example_list.examples.add()
+        example.features.feature["x"].float_list.value.append(value)
+    return request
+
+
+def test_several_tasks_are_one_run_of_one_version(stub):
+    request = multi(
+        ("regress_x_to_y", "regress"),
+        ("classify_x_to_y", "classify"),
+        ("regress_x_to_y2", "regress"),
+        values=(2.0, 20.0),
+    )
+    one, two, three = stub.MultiInference(request, 5.0).results
+    assert [r.value for r in one.regression_result.regressions] == [3, 12]
+    rows = two.classification_result.classifications
+    assert [[c.score for c in row.classes] for row in rows] == [[3], [12]]
+    assert [r.value for r in three.regression_result.regressions] == [4, 13]
+    for result, signature in ((one, "regress_x_to_y"), (two, "classify_x_to_y")):
+        spec = result.model_spec
+        assert (spec.name, spec.signature_name) == ("half", signature)
+        assert spec.version.value == 123
+
+
+R = ("regress_x_to_y", "regress")
+METHOD = "Expected {} signature method_name to be tensorflow/serving/{}. Was: "
+REGRESS_METHOD = METHOD.format("regression", "regress") + "tensorflow/serving/"
+GRPC_ERRORS = [
+    ("Classify", classification_pb2.ClassificationRequest(), 3, "Missing ModelSpec"),
+    ("Regress", regression("", name="gone"), 5, "request: Latest(gone)"),
+    ("Regress", regression("none", 1), 3, "No signature was found with the name: none"),
+    ("Regress", regression("none"), 3, "No signature was found with the name: none"),
+    ("Regress", regression(R[0]), 3, "Input is empty."),
+    ("Classify", classification("classify_x_to_y"), 3, "Input is empty."),
+    ("Regress", regression("", 1), 3, REGRESS_METHOD + "predict"),
+    ("Regress", regression("classify_x_to_y", 1), 3, REGRESS_METHOD + "classify"),
+    (
+        "Classify",
+        classification(R[0], 1),
+        3,
+        METHOD.format("classification", "classify"),
+    ),
+    ("MultiInference", multi(), 3, "ModelSpec has no name specified."),
+    ("MultiInference", multi(R, name="gone"), 5, "request: Latest(gone)"),
+    ("MultiInference", multi(R, values=()), 3, "Input is empty."),
+    (
+        "MultiInference",
+        multi(("none", "regress")),
+        3,
+        "Requested signature not found in model graph: none",
+    ),
+    (
+        "MultiInference",
+        multi(R, R),
+        3,
+        "Duplicate evaluation of signature: regress_x_to_y",
+    ),
+    (
+        "MultiInference",
+        multi(R, (*R, "gone")),
+        3,
+        "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+    ),
+    (
+        "MultiInference",
+        multi(R, (*R, "")),
+        3,
+        "Found ModelSpec with an empty model name.",
+    ),
+    (
+        "MultiInference",
+        multi(("", "predict")),
+        12,
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    ),
+    (
+        "MultiInference",
+        multi(("classify_x_to_y", "regress")),
+        3,
+        REGRESS_METHOD + "classify",
+    ),
+    (
+        "Predict",
+        predict_request(tensor(1), name="z"),
+        3,
+        "input tensor alias not found in signature: z. Inputs expected to be in the "
+        "set {x}.",
+    ),
+    # The signature is looked up before the tensor is read.
+    (
+        "Predict",
+        predict_request(tensor(1, dtype=0), "none"),
+        9,
+        'Serving signature key "none" not found.',
+    ),
+    ("Predict", predict_request(tensor(1, dtype=0)), 3, "tensor parsing error: x"),
+    ("Predict", predict_request(tensor(-1)), 3, "tensor parsing error: x"),
+    ("Predict", predict_request(tensor(2**40)), 3, "tensor parsing error: x"),
+    (
+        "Predict",
+        predict_request(tensor(1, tensor_content=b"abcdefgh")),
+        3,
+        "tensor parsing error: x",
+    ),
+    # Longer texts would not fit into the headers they travel in.
+    ("Predict", predict_request(tensor(1), "s" * 20_000), 9, "s" * 999 + "...TRUNC"),
+]
+
+
+@pytest.mark.parametrize(("method", "request_", "code", "text"), GRPC_ERRORS)
+def test_grpc_errors(stub, method, request_, code, text):
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request_, 5.0)
+    assert caught.value.code().value[0] == code
+    assert text in caught.value.details()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "values", "sent"),
+    [
+        (tf.float16, "half_val", [1.0, -2.0], [15360, 49152]),
+        (tf.bfloat16, "half_val", [1.0], [16256]),
+        (tf.complex64, "scomplex_val", [1 + 2j], [1, 2]),
+        (tf.uint16, "int_val", [65535], [65535]),
+    ],
+)
+def test_answers_fill_the_field_of_their_type(dtype, field, values, sent):
+    from tfcsmf.serving.grpc_services import to_proto
+
+    array = tf.constant(values, dtype).numpy()
+    proto = to_proto(array, dtype.as_datatype_enum)
+    assert list(getattr(proto, field)) == sent
+    np.testing.assert_array_equal(tf.make_ndarray(proto), array)

@@ -20,6 +20,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tfcsmf.errors import ConfigError
 from tfcsmf.serving import Client, Limits, ModelOptions, Server
 from tfcsmf.serving.servable import Servable
+from tfcsmf.serving.status import RequestError
 from tfcsmf.serving.warmup import read_warmup, run_warmup
 
 
@@ -76,6 +77,30 @@ def test_exports_have_a_warm_up_request_per_signature(cascade_base):
         signature = servable.signatures[request.model_spec.signature_name]
         assert set(request.inputs) == set(signature.inputs)
     assert run_warmup(servable, folder) == len(names) == 6
+    servable.retire()
+
+
+def test_all_kinds_of_requests_warm_up(bases, tmp_path):
+    (tmp_path / "assets.extra").mkdir()
+    log = prediction_log_pb2.PredictionLog()
+    task = log.multi_inference_log.request.tasks.add()
+    task.method_name = "tensorflow/serving/regress"
+    task.model_spec.signature_name = "regress_x_to_y"
+    examples = log.multi_inference_log.request.input.example_list.examples
+    examples.add().features.feature["x"].float_list.value.append(1.0)
+    other = prediction_log_pb2.PredictionLog()
+    other.session_run_log.SetInParent()
+    servable = Servable(bases / "half" / "123")
+    path = str(tmp_path / "assets.extra" / "tf_serving_warmup_requests")
+    for logs in ([log], [log, other]):
+        with tf.io.TFRecordWriter(path) as writer:
+            for entry in logs:
+                writer.write(entry.SerializeToString())
+        if len(logs) == 1:
+            assert run_warmup(servable, tmp_path) == 1
+        else:
+            with pytest.raises(RequestError, match="Unsupported log_type for warmup"):
+                run_warmup(servable, tmp_path)
     servable.retire()
 
 

@@ -18,13 +18,14 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
 
-from tfcsmf.serving import inference
+from tfcsmf.serving import example_inference, inference
 from tfcsmf.serving.examples import serialized_examples
 from tfcsmf.serving.metrics import Metrics
 from tfcsmf.serving.models import Handle, Models, ModelSpec
@@ -43,11 +44,20 @@ _FIELDS = {
     5: "int_val",
     6: "int_val",
     7: "string_val",
+    8: "scomplex_val",
     9: "int64_val",
     10: "bool_val",
+    14: "half_val",
+    17: "int_val",
+    18: "dcomplex_val",
+    19: "half_val",
     22: "uint32_val",
     23: "uint64_val",
 }
+# What such a field holds of a type it does not hold as it is.
+_PARTS = {8: np.float32, 14: np.uint16, 18: np.float64, 19: np.uint16}
+# Longest text of an error: it travels in a header.
+_MAX_DETAILS = 1024
 
 
 def to_proto(value: np.ndarray, dtype: int) -> Any:
@@ -58,24 +68,11 @@ def to_proto(value: np.ndarray, dtype: int) -> Any:
     proto = tensor_pb2.TensorProto(dtype=dtype)
     for size in value.shape:
         proto.tensor_shape.dim.add().size = size
-    getattr(proto, field).extend(value.ravel().tolist())
+    values = value.ravel()
+    if dtype in _PARTS:
+        values = values.view(_PARTS[dtype])
+    getattr(proto, field).extend(values.tolist())
     return proto
-
-
-def from_proto(name: str, proto: Any) -> np.ndarray:
-    """Returns the tensor of a request.
-
-    Raises:
-      RequestError: if it is damaged.
-    """
-    try:
-        value = tf.make_ndarray(proto)
-    except Exception:  # the kind depends on what is wrong
-        raise invalid(f"tensor parsing error: {name}") from None
-    shape = [dim.size for dim in proto.tensor_shape.dim]
-    if list(value.shape) != shape or proto.tensor_shape.unknown_rank:
-        raise invalid(f"tensor parsing error: {name}")
-    return value
 
 
 def _spec(message: Any) -> ModelSpec:
@@ -104,9 +101,11 @@ class _Service:
         began = time.perf_counter()
         code, served = Code.OK, ""
         try:
-            response = respond()
-            served = request.model_spec.name if hasattr(request, "model_spec") else ""
-            return response
+            if hasattr(request, "model_spec") and (
+                request.model_spec.name in self._models.names
+            ):
+                served = request.model_spec.name
+            return respond()
         except Exception as error:  # TensorFlow raises many kinds
             reason = from_exception(error)
             code = reason.code
@@ -135,7 +134,10 @@ class _Service:
 
 
 def _abort(context: Any, error: RequestError) -> NoReturn:
-    context.abort(_CODES[error.code.value], error.message)
+    text = error.message
+    if len(text) > _MAX_DETAILS:
+        text = text[:_MAX_DETAILS] + "...TRUNCATED"
+    context.abort(_CODES[error.code.value], text)
     raise AssertionError("abort does not return")
 
 
@@ -174,12 +176,8 @@ class PredictionService(
         response = predict_pb2.PredictResponse()
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         with self._handle(request) as handle:
-            inputs = {
-                alias: from_proto(alias, proto)
-                for alias, proto in request.inputs.items()
-            }
             outputs, types = inference.predict(
-                handle.runner, name, inputs, list(request.output_filter)
+                handle.runner, name, request.inputs, list(request.output_filter)
             )
             _fill(response.model_spec, handle, name)
         for alias, value in outputs.items():
@@ -191,13 +189,9 @@ class PredictionService(
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         with self._handle(request) as handle:
             examples = serialized_examples(request.input)
-            rows = inference.classify(handle.runner, name, examples)
+            rows = example_inference.classify(handle.runner, name, examples)
             _fill(response.model_spec, handle, name)
-        for row in rows:
-            classes = response.result.classifications.add().classes
-            for label, score in row:
-                # A string field: other bytes cannot be sent.
-                classes.add(label=label.decode("utf-8", "replace"), score=score)
+        _add_rows(response.result, rows)
         return response
 
     def _regress(self, request: Any) -> Any:
@@ -205,35 +199,36 @@ class PredictionService(
         name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         with self._handle(request) as handle:
             examples = serialized_examples(request.input)
-            values = inference.regress(handle.runner, name, examples)
+            values = example_inference.regress(handle.runner, name, examples)
             _fill(response.model_spec, handle, name)
-        for value in values:
-            response.result.regressions.add(value=value)
+        _add_values(response.result, values)
         return response
 
     def _multi(self, request: Any) -> Any:
         response = inference_pb2.MultiInferenceResponse()
-        if not request.tasks:
-            raise invalid("Inference request must have at least one task")
-        for task in request.tasks:
-            result = response.results.add()
-            if task.model_spec.name != request.tasks[0].model_spec.name:
-                raise invalid(
-                    "All ModelSpecs in a MultiInferenceRequest must access the same "
-                    "model name."
-                )
-            if task.method_name == inference.CLASSIFY:
-                answer = self._classify(_task_request(task, request, "Classification"))
-                result.classification_result.CopyFrom(answer.result)
-            elif task.method_name == inference.REGRESS:
-                answer = self._regress(_task_request(task, request, "Regression"))
-                result.regression_result.CopyFrom(answer.result)
-            else:
-                raise RequestError(
-                    Code.UNIMPLEMENTED,
-                    f"Unsupported signature method_name: {task.method_name}",
-                )
-            result.model_spec.CopyFrom(answer.model_spec)
+        first = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
+        with self._models.handle(_spec(first)) as handle:
+            for task in request.tasks:
+                if not task.model_spec.name:
+                    raise invalid("Found ModelSpec with an empty model name.")
+                if task.model_spec.name != first.name:
+                    raise invalid(
+                        "All ModelSpecs in a MultiInferenceRequest must access the "
+                        "same model name."
+                    )
+            results = example_inference.infer(
+                handle.runner,
+                [(t.model_spec.signature_name, t.method_name) for t in request.tasks],
+                serialized_examples(request.input),
+            )
+            for task, result in zip(request.tasks, results, strict=True):
+                entry = response.results.add()
+                name = task.model_spec.signature_name or DEFAULT_SIGNATURE
+                _fill(entry.model_spec, handle, name)
+                if task.method_name == inference.CLASSIFY:
+                    _add_rows(entry.classification_result, result)
+                else:
+                    _add_values(entry.regression_result, result)
         return response
 
     def _metadata(self, request: Any) -> Any:
@@ -246,7 +241,8 @@ class PredictionService(
             )
         for field in request.metadata_field:
             if field != _METADATA:
-                raise invalid(f"Metadata field {field} is not supported")
+                # Word for word what TensorFlow Serving says.
+                raise invalid(f"Metadata field %s is not supported{field}")
         definitions = get_model_metadata_pb2.SignatureDefMap()
         with self._handle(request) as handle:
             for name, signature in handle.runner.signatures.items():
@@ -256,11 +252,17 @@ class PredictionService(
         return response
 
 
-def _task_request(task: Any, request: Any, kind: str) -> Any:
-    module = classification_pb2 if kind == "Classification" else regression_pb2
-    message = getattr(module, f"{kind}Request")(input=request.input)
-    message.model_spec.CopyFrom(task.model_spec)
-    return message
+def _add_rows(result: Any, rows: list[list[tuple[bytes, float]]]) -> None:
+    for row in rows:
+        classes = result.classifications.add().classes
+        for label, score in row:
+            # A string field: other bytes cannot be sent.
+            classes.add(label=label.decode("utf-8", "replace"), score=score)
+
+
+def _add_values(result: Any, values: list[float]) -> None:
+    for value in values:
+        result.regressions.add(value=value)
 
 
 class ModelService(_Service, model_service_pb2_grpc.ModelServiceServicer):

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfcsmf.serving import inference, json_answers
+from tfcsmf.serving import example_inference, inference, json_answers
 from tfcsmf.serving.batching import DESCRIPTION
 from tfcsmf.serving.json_examples import read_examples
 from tfcsmf.serving.json_tensors import read_predict
@@ -40,8 +40,8 @@ class Answer:
       body: the content.
       content_type: its type.
       code: the error code, for metrics.
-      model: the model that was served, "" where none was.
-      api: the method, such as "Predict".
+      model: the model that was asked for, "" where there is no such model.
+      api: the method, such as "predict".
     """
 
     status: int
@@ -77,33 +77,33 @@ class RestApi:
           path: as received, still percent-encoded, without the query.
           body: the content, decompressed.
         """
-        served: list[str] = []
-        api = ""
+        model = api = ""
         try:
-            spec = None
             if method == "POST":
-                spec = _PREDICTION.fullmatch(path)
-                if spec and spec.group(4) in _METHODS:
-                    api, respond = _METHODS[spec.group(4)]
-                    result = respond(self, _spec(spec), body, served)
-                    return Answer(200, result, model=served[0], api=api)
+                found = _PREDICTION.fullmatch(path)
+                if found and found.group(4) in _METHODS:
+                    api, spec = found.group(4), _spec(found)
+                    # Other names would let clients add series of metrics at will.
+                    model = spec.name if spec.name in self._models.names else ""
+                    result = _METHODS[api](self, spec, body)
+                    return Answer(200, result, model=model, api=api)
             elif method == "GET":
-                spec = _STATUS.fullmatch(path)
-                if spec:
-                    return Answer(200, self._get(_spec(spec), spec.group(4)))
+                found = _STATUS.fullmatch(path)
+                if found:
+                    return Answer(200, self._get(_spec(found), found.group(4)))
                 if path == _MODELS:
                     return Answer(200, _dump({"models": list(self._models.names)}))
-                spec = _DESCRIPTION.fullmatch(path)
-                if spec:
-                    return Answer(200, self._description(_spec(spec)))
+                found = _DESCRIPTION.fullmatch(path)
+                if found:
+                    return Answer(200, self._description(_spec(found)))
             if not _API.fullmatch(path):
                 raise not_found("Not Found")
             raise invalid(f"Malformed request: {method} {path}")
         except RecursionError:
             error = invalid("JSON Parse error: the document is nested too deeply")
-            return answer_error(error, "".join(served), api)
+            return answer_error(error, model, api)
         except Exception as error:  # TensorFlow raises many kinds
-            return answer_error(from_exception(error), "".join(served), api)
+            return answer_error(from_exception(error), model, api)
 
     def _get(self, spec: ModelSpec, resource: str | None) -> bytes:
         if not spec.name:
@@ -149,7 +149,7 @@ class RestApi:
                 raise not_found(f"Model {spec.name} is no export of tfcsmf")
             return path.read_bytes()
 
-    def _predict(self, spec: ModelSpec, body: bytes, served: list[str]) -> bytes:
+    def _predict(self, spec: ModelSpec, body: bytes) -> bytes:
         # One version for the whole request, looked up when the JSON is known to be
         # valid: that is the order of errors in TensorFlow Serving.
         handles: list[Handle] = []
@@ -157,7 +157,6 @@ class RestApi:
 
             def types(signature: str) -> dict[str, int]:
                 handles.append(stack.enter_context(self._models.handle(spec)))
-                served.append(spec.name)
                 return inference.input_types(handles[0].runner, signature)
 
             request = read_predict(body, types)
@@ -166,29 +165,27 @@ class RestApi:
             )
         return json_answers.write_predict(outputs, kinds, request.row)
 
-    def _classify(self, spec: ModelSpec, body: bytes, served: list[str]) -> bytes:
+    def _classify(self, spec: ModelSpec, body: bytes) -> bytes:
         request = read_examples(body)
         with self._models.handle(spec) as handle:
-            served.append(handle.name)
-            rows = inference.classify(
+            rows = example_inference.classify(
                 handle.runner, request.signature_name, request.examples
             )
         return json_answers.write_classification(rows)
 
-    def _regress(self, spec: ModelSpec, body: bytes, served: list[str]) -> bytes:
+    def _regress(self, spec: ModelSpec, body: bytes) -> bytes:
         request = read_examples(body)
         with self._models.handle(spec) as handle:
-            served.append(handle.name)
-            values = inference.regress(
+            values = example_inference.regress(
                 handle.runner, request.signature_name, request.examples
             )
         return json_answers.write_regression(values)
 
 
 _METHODS = {
-    "predict": ("Predict", RestApi._predict),
-    "classify": ("Classify", RestApi._classify),
-    "regress": ("Regress", RestApi._regress),
+    "predict": RestApi._predict,
+    "classify": RestApi._classify,
+    "regress": RestApi._regress,
 }
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfcsmf.serving import inference
+from tfcsmf.serving import example_inference, inference
 from tfcsmf.serving.examples import serialized_examples
-from tfcsmf.serving.status import invalid
+from tfcsmf.serving.status import Code, RequestError, invalid
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 # TensorFlow Serving refuses to load a model with more.
@@ -85,20 +85,32 @@ def run_warmup(model: inference.Runner, folder: Path) -> int:
         kind = log.WhichOneof("log_type")
         if kind == "predict_log":
             request = log.predict_log.request
-            inputs = {n: tf.make_ndarray(t) for n, t in request.inputs.items()}
             inference.predict(
                 model,
                 request.model_spec.signature_name,
-                inputs,
+                request.inputs,
                 list(request.output_filter),
             )
         elif kind in ("classify_log", "regress_log"):
             request = getattr(log, kind).request
-            run = inference.classify if kind == "classify_log" else inference.regress
+            run = getattr(example_inference, kind.removesuffix("_log"))
             run(
                 model,
                 request.model_spec.signature_name,
                 serialized_examples(request.input),
+            )
+        elif kind == "multi_inference_log":
+            request = log.multi_inference_log.request
+            example_inference.infer(
+                model,
+                [(t.model_spec.signature_name, t.method_name) for t in request.tasks],
+                serialized_examples(request.input),
+            )
+        elif kind:
+            number = prediction_log_pb2.PredictionLog.DESCRIPTOR.fields_by_name[kind]
+            raise RequestError(
+                Code.UNIMPLEMENTED,
+                f"Unsupported log_type for warmup: {number.number}",
             )
         count += 1
     return count
