@@ -601,3 +601,20 @@ def test_answers_fill_the_field_of_their_type(dtype, field, values, sent):
     proto = to_proto(array, dtype.as_datatype_enum)
     assert list(getattr(proto, field)) == sent
     np.testing.assert_array_equal(tf.make_ndarray(proto), array)
+
+
+def test_metrics_have_the_names_and_limits_of_dashboards(running):
+    running.post("half:predict", {"instances": [1]})
+    running.post("half:predict", b"{")
+    running.post("gone:predict", {"instances": [1]})
+    page = running.get("/monitoring/prometheus/metrics").text
+    labels = 'model_name="half"'
+    count = f":tensorflow:serving:request_count{{{labels},status="
+    assert count + '"OK"}' in page and count + '"INVALID_ARGUMENT"}' in page
+    assert "gone" not in page
+    bucket = ":tensorflow:serving:request_latency_bucket{"
+    lines = [line for line in page.splitlines() if line.startswith(bucket)]
+    mine = [x for x in lines if labels in x and 'API="predict"' in x and "REST" in x]
+    limits = [line.partition('le="')[2].partition('"')[0] for line in mine]
+    assert limits[:3] == ["10", "18", "32.4"] and limits[-1] == "+Inf"
+    assert "708235" in limits and len(limits) == 34

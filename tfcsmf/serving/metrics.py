@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 # Where TensorFlow Serving has its metrics by default.
 PATH = "/monitoring/prometheus/metrics"
 # Microseconds.
-_LATENCIES = [10 * 1.8**power for power in range(26)]
+_LATENCIES = [10 * 1.8**power for power in range(33)]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
@@ -25,22 +25,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        # Exposed under the names TensorFlow Serving's dashboards ask for, without
-        # the "_total" Prometheus' own library appends: hence no registry here.
+        # Exposed as TensorFlow Serving's dashboards ask for them: hence no registry.
         self._requests = Counter(
             ":tensorflow:serving:request_count",
             "Answered requests.",
             ["model_name", "status"],
             registry=None,
         )
-        self._registry.register(_WithoutTotal(self._requests))
-        self.latency = Histogram(
+        self._latency = Histogram(
             ":tensorflow:serving:request_latency",
             "Time from the first byte of a request to its answer, in microseconds.",
             ["model_name", "API", "entrypoint"],
             buckets=_LATENCIES,
-            registry=self._registry,
+            registry=None,
         )
+        self._registry.register(_AsServing(self._requests, self._latency))
         self.loads = Counter(
             "tfcsmf_serving_loads",
             "Versions loaded, by outcome.",
@@ -71,21 +70,32 @@ class Metrics:
     ) -> None:
         """Counts one answered request."""
         self._requests.labels(model, status).inc()
-        self.latency.labels(model, api, entrypoint).observe(seconds * 1e6)
+        if status == "OK":
+            self._latency.labels(model, api, entrypoint).observe(seconds * 1e6)
 
     def text(self) -> bytes:
         """Returns the page Prometheus reads."""
         return generate_latest(self._registry)
 
 
-class _WithoutTotal:
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
+class _AsServing:
+    """Counts without "_total", and limits of buckets in six digits."""
+
+    def __init__(self, requests: Counter, latency: Histogram) -> None:
+        self._requests, self._latency = requests, latency
 
     def collect(self) -> Iterable[Metric]:
-        for family in self._counter.collect():
+        for family in self._requests.collect():
             plain = Metric(family.name, family.documentation, "unknown")
             for sample in family.samples:
                 if sample.name.endswith("_total"):
                     plain.add_sample(family.name, sample.labels, sample.value)
             yield plain
+        for family in self._latency.collect():
+            short = Metric(family.name, family.documentation, family.type)
+            for sample in family.samples:
+                labels = dict(sample.labels)
+                if labels.get("le", "+Inf") != "+Inf":
+                    labels["le"] = f"{float(labels['le']):.6g}"
+                short.add_sample(sample.name, labels, sample.value)
+            yield short
