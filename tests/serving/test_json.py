@@ -107,6 +107,11 @@ def test_large_invalid_documents_are_refused_quickly(end, text):
     assert abs(int(offset) - len(data.encode())) < 8
 
 
+def test_a_large_empty_document_is_empty():
+    with pytest.raises(RequestError, match="document is empty. at offset: 2000000"):
+        json_text.parse(b" " * 2_000_000)
+
+
 @pytest.mark.parametrize(
     "text", [r'"\ud83d\ude00"', r'"\\ud800"', '"5e400"', '"Infrared"', "1e308", "0e999"]
 )

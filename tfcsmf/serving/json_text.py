@@ -80,6 +80,8 @@ def _parse(data: bytes) -> Any:
             parse_int=_integer if large else None,
         )
     except json.JSONDecodeError as error:
+        if not data.strip(b" \t\r\n"):
+            raise parse_error("The document is empty.", len(data)) from None
         if len(data) > _MAX_SCAN:
             offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
             words = (w for start, w in _WORDS.items() if error.msg.startswith(start))
