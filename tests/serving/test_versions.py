@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from tfcsmf.serving import ModelOptions, Server
 from tfcsmf.serving.inference import predict
@@ -144,6 +146,23 @@ def test_a_damaged_version_is_reported_and_never_served(
         while tools.call(url + ":predict", body).json != {"predictions": [3.0]}:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_a_graph_as_text_is_served_too(originals, tmp_path):
+    publish(originals, tmp_path, 1)
+    saved, file = SavedModel(), tmp_path / "1" / "saved_model.pb"
+    saved.ParseFromString(file.read_bytes())
+    text = file.with_suffix(".pbtxt")
+    text.write_text(text_format.MessageToString(saved))
+    file.unlink()
+    versions = make(tmp_path)
+    versions.poll()
+    assert answer(versions) == (1, [2.0])
+    versions.close()
+    text.write_text(text.read_text()[:-2])
+    versions = make(tmp_path)
+    versions.poll()
+    assert states(versions) == {1: ("END", "DATA_LOSS")}
 
 
 def test_a_folder_that_still_grows_is_not_loaded(originals, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
@@ -152,21 +153,23 @@ def read_meta_graph(path: Path) -> Any:
       Exception: if the file cannot be parsed.
     """
     file = path / "saved_model.pb"
-    if not file.is_file():
-        if (path / "saved_model.pbtxt").is_file():
-            raise RequestError(
-                Code.UNIMPLEMENTED, f"Only saved_model.pb can be served: {path}"
-            )
-        raise not_found(
-            "Could not find SavedModel .pb or .pbtxt at supplied export directory "
-            f"path: {path}"
-        )
+    text = path / "saved_model.pbtxt"
     saved = saved_model_pb2.SavedModel()
     try:
-        saved.ParseFromString(file.read_bytes())
+        if file.is_file():
+            saved.ParseFromString(file.read_bytes())
+        elif text.is_file():
+            text_format.Parse(text.read_bytes(), saved)
+        else:
+            raise not_found(
+                "Could not find SavedModel .pb or .pbtxt at supplied export directory "
+                f"path: {path}"
+            )
+    except RequestError:
+        raise
     except Exception as error:  # the class depends on the protobuf runtime
         raise RequestError(
-            Code.DATA_LOSS, f"Can't parse {file} as binary proto: {error}"
+            Code.DATA_LOSS, f"Can't parse {path} as SavedModel: {error}"
         ) from error
     for graph in saved.meta_graphs:
         if set(graph.meta_info_def.tags) == {TAG}:
