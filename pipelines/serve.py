@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=30.0, help="seconds per request (default 30)")
     add("--max-body-mb", type=float, default=64.0, help="request size (default 64)")
     add(
+        "--max-rows",
+        type=int,
+        default=10_000,
+        help="most rows of a request to an export of tfcsmf (default 10000)",
+    )
+    add(
         "--batch-delay-ms",
         type=float,
         default=0.0,

@@ -254,7 +254,8 @@ def cascade_base(tiny_config, tiny_log, tmp_path_factory):
 def cascade(cascade_base):
     """A server of that export."""
     models = [ModelOptions("cascade", cascade_base)]
-    with Server(models, quick_options()) as server:
+    options = quick_options(limits=Limits(max_rows=100))
+    with Server(models, options) as server:
         assert server.wait_until_ready()
         url = f"http://127.0.0.1:{server.rest_port}"
         grpc = f"127.0.0.1:{server.grpc_port}"

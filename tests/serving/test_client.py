@@ -106,6 +106,21 @@ def test_refusals_have_a_code(running):
             client.retrieve()
 
 
+def test_requests_of_too_many_rows_are_refused(client):
+    query = {
+        "user_id": np.full(101, b"u1", object),
+        "age_group": np.full(101, b"", object),
+        "country": np.full(101, b"", object),
+        "income": np.zeros(101, np.float32),
+    }
+    for event in ("exposure", "click", "conversion"):
+        query[f"history_{event}"] = np.full((101, 1), b"", object)
+    with pytest.raises(ServingError, match="Task size 101 is larger than maximum"):
+        client.predict(query, "embed_query")
+    vectors = client.predict({n: v[:100] for n, v in query.items()}, "embed_query")
+    assert len(vectors["vectors"]) == 100
+
+
 def test_earlier_exports_say_what_to_do(cascade, cascade_base):
     path = cascade_base / "1" / "assets.extra" / "cascade.json"
     about = json.loads(path.read_text())

@@ -59,7 +59,7 @@ def server_options(arguments: argparse.Namespace) -> ServerOptions:
     Raises:
       ConfigError: for a number out of range.
     """
-    for name in ("timeout", "max_body_mb", "poll_seconds", "batch_rows"):
+    for name in ("timeout", "max_body_mb", "max_rows", "poll_seconds", "batch_rows"):
         _positive(name, getattr(arguments, name))
     if arguments.workers is not None:
         _positive("workers", arguments.workers)
@@ -75,6 +75,7 @@ def server_options(arguments: argparse.Namespace) -> ServerOptions:
         poll_seconds=arguments.poll_seconds,
         limits=Limits(
             max_body_bytes=int(arguments.max_body_mb * 2**20),
+            max_rows=arguments.max_rows,
             timeout=arguments.timeout,
         ),
         batching=batching,

@@ -40,12 +40,15 @@ class Limits:
 
     Attributes:
       max_body_bytes: largest request, also after decompression; 413 above it.
+      max_rows: most rows of a request to an export of tfcsmf, each of which answers
+        with k items; 400 above it.
       max_in_flight: most requests accepted and not yet answered; 503 above it.
       timeout: seconds from a request to its answer; 504 after it. A body that does
         not arrive in that time is answered with 408.
     """
 
     max_body_bytes: int = 64 * 2**20
+    max_rows: int = 10_000
     max_in_flight: int = 1024
     timeout: float = 30.0
 

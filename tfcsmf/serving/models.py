@@ -14,7 +14,12 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfcsmf.errors import ConfigError
-from tfcsmf.serving.batching import Batcher, BatchingOptions, paddable_inputs
+from tfcsmf.serving.batching import (
+    DESCRIPTION,
+    Batcher,
+    BatchingOptions,
+    paddable_inputs,
+)
 from tfcsmf.serving.inference import Runner
 from tfcsmf.serving.metrics import Metrics
 from tfcsmf.serving.servable import Servable
@@ -52,6 +57,8 @@ class Models:
       options: the models.
       poll_seconds: how often their folders are looked at.
       timeout: seconds after which a run is cancelled; 0: never.
+      max_rows: most rows of a request to an export of tfcsmf; 0: any number. Of other
+        models the first dimension need not be the batch.
       batching: joins requests; None: every request runs alone.
       metrics: counts loads and versions.
     """
@@ -62,10 +69,12 @@ class Models:
         *,
         poll_seconds: float = 1.0,
         timeout: float = 0.0,
+        max_rows: int = 0,
         batching: BatchingOptions | None = None,
         metrics: Metrics,
     ) -> None:
         self._timeout = timeout
+        self._max_rows = max_rows
         self._batching = batching
         self._metrics = metrics
         self._poll_seconds = poll_seconds
@@ -179,7 +188,8 @@ class Models:
 
     def _load(self, name: str, path: Path) -> Servable:
         try:
-            servable = Servable(path, self._timeout)
+            ours = (path / DESCRIPTION).is_file()
+            servable = Servable(path, self._timeout, self._max_rows if ours else 0)
             try:
                 count = run_warmup(servable, path)
             except BaseException:

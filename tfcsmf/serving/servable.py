@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from tfcsmf.serving.status import Code, RequestError, not_found
+from tfcsmf.serving.status import Code, RequestError, invalid, not_found
 
 DEFAULT_SIGNATURE = "serving_default"
 TAG = "serve"
@@ -35,6 +35,7 @@ class Servable:
     Args:
       path: folder of the SavedModel.
       timeout: seconds after which a run is cancelled; 0: never.
+      max_rows: largest first dimension of an input; 0: any.
 
     Attributes:
       signatures: signature definitions by name.
@@ -43,8 +44,9 @@ class Servable:
       Exception: whatever TensorFlow raises where the folder is no whole SavedModel.
     """
 
-    def __init__(self, path: Path, timeout: float = 0.0) -> None:
+    def __init__(self, path: Path, timeout: float = 0.0, max_rows: int = 0) -> None:
         self.path = path
+        self._max_rows = max_rows
         self.signatures: Mapping[str, Any] = dict(read_meta_graph(path).signature_def)
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph)
@@ -77,8 +79,15 @@ class Servable:
           The fetched values by tensor name.
 
         Raises:
+          RequestError: if there are too many rows.
           tf.errors.OpError: what the graph makes of wrong values.
         """
+        rows = max((len(value) for value in feeds.values() if value.ndim), default=0)
+        if 0 < self._max_rows < rows:
+            raise invalid(
+                f"Task size {rows} is larger than maximum input batch size "
+                f"{self._max_rows}"
+            )
         names, wanted = sorted(feeds), sorted(set(fetches))
         call = self._callable(names, wanted)
         values = call(*(feeds[name] for name in names))

@@ -88,6 +88,7 @@ class Server:
             models,
             poll_seconds=self._options.poll_seconds,
             timeout=self._options.limits.timeout,
+            max_rows=self._options.limits.max_rows,
             batching=self._options.batching,
             metrics=self._metrics,
         )
