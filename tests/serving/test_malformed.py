@@ -1,6 +1,7 @@
 """Malformed requests: TensorFlow Serving's status and text; the server stays up."""
 
 import json
+import math
 
 import pytest
 
@@ -440,8 +441,71 @@ def test_the_answer_is_that_of_tensorflow_serving(
     assert answer.headers["content-type"] == "application/json"
 
 
+INPUTS = {"i8": "int8", "u8": "uint8", "i16": "int16", "i64": "int64"} | {
+    "u32": "uint32",
+    "u64": "uint64",
+    "flag": "bool",
+}
+VALUES = [
+    ("null", "Null", "null"),
+    ('"x"', "String", '"x"'),
+    ("1.5", "Number", "1.5"),
+    ("1e3", "Number", "1000.0"),
+    ('{"z": []}', "Object", '{\n    "z": []\n}'),
+    ("18446744073709551616", "Number", "1.84467441e+19"),
+    ("-9223372036854775809", "Number", "-9.22337204e+18"),
+    ("NaN", "Number", "NaN"),
+]
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs"])
+def test_every_type_refuses_what_it_cannot_hold(running, form):
+    good = dict.fromkeys(INPUTS, "1") | {"flag": "true"}
+    for name, dtype in INPUTS.items():
+        for value, kind, text in VALUES:
+            members = ", ".join(
+                f'"{key}": {value if key == name else item}'
+                for key, item in good.items()
+            )
+            given = f"[{{{members}}}]" if form == "instances" else f"{{{members}}}"
+            body = f'{{"signature_name": "kinds", "{form}": {given}}}'
+            answer = running.post("mixed:predict", body.encode())
+            error = f"JSON Value: {text} Type: {kind}{TYPE}{dtype}"
+            if form == "instances":
+                element = ELEMENT + f"0 key: {name} of 'instances' list. "
+                error = f"{element}Error: INVALID_ARGUMENT: {error}"
+            assert (answer.status, answer.json) == (400, {"error": error})
+
+
+QUERY = {"user_id": "u1", "age_group": "", "country": "", "income": 1.0} | {
+    f"history_{event}": [""] for event in ("exposure", "click", "conversion")
+}
+FINITE = "objective_weights should be finite numbers"
+OURS = [
+    ({"objective_weights": [1, math.nan, 1]}, FINITE),
+    ({"objective_weights": [1, math.inf, 1]}, FINITE),
+    ({"objective_weights": [1, 1e300, 1]}, FINITE),
+    ({"objective_weights": [1, 1]}, "a row per query (B)"),
+    ({"objective_weights": 1}, ""),
+    ({"user_id": 5}, "Type: Number" + TYPE + "string"),
+    ({"user_id": ["u1"]}, ""),
+    ({"income": "much"}, "Type: String" + TYPE + "float"),
+    ({"exclude_item_ids": [["i1"]]}, ""),
+    ({"history_click": [1]}, "Type: Number" + TYPE + "string"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), OURS)
+def test_requests_that_our_exports_refuse(cascade, tools, change, text):
+    row = QUERY | {"objective_weights": [1, 1, 1], "exclude_item_ids": [""]} | change
+    body = {"signature_name": "retrieve_weighted", "instances": [row]}
+    answer = tools.call(f"{cascade.url}/v1/models/cascade:predict", body)
+    assert answer.status == 400 and list(answer.json) == ["error"]
+    assert text in answer.json["error"]
+
+
 def test_there_are_many_cases_and_the_server_outlives_them(running):
-    assert len(CASES) >= 90
+    assert len(CASES) + 2 * len(INPUTS) * len(VALUES) + len(OURS) >= 200
     assert running.post("half:predict", rows(1)).json == {"predictions": [2.5]}
 
 
