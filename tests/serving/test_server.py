@@ -19,6 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tfcsmf.errors import ConfigError
 from tfcsmf.serving import Client, Limits, ModelOptions, Server
+from tfcsmf.serving.metrics import PATH
 from tfcsmf.serving.servable import Servable
 from tfcsmf.serving.status import RequestError
 from tfcsmf.serving.warmup import read_warmup, run_warmup
@@ -147,6 +148,9 @@ def test_too_many_requests_are_turned_away(bases, tools):
             answer = tools.call(url, {"signature_name": "mean", "inputs": [1.0]})
             assert answer.status == 503 and "too many" in answer.json["error"]
             slow.result()
+        page = tools.call(f"http://127.0.0.1:{server.rest_port}{PATH}").text
+        for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            assert f'request_count{{model_name="",status="{code}"}} 1' in page
 
 
 def test_the_access_log_is_json(running, caplog):

@@ -31,6 +31,8 @@ _PAGE_HEADERS = {
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'",
     "cache-control": "no-cache",
 }
+# Answered here: too late, too large, too many.
+_OVER_LIMITS = (408, 413, 503, 504)
 _ACCESS = logging.getLogger("tfcsmf.serving.access")
 
 
@@ -123,7 +125,7 @@ class _Api:
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
-        if answer.api:
+        if answer.api or answer.status in _OVER_LIMITS:
             seconds = time.perf_counter() - began
             self._metrics.observe(
                 answer.model, answer.api, "REST", answer.code.name, seconds
