@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="seed of everything random")
     add("--resume", action="store_true", help="continue a killed run in --output")
     add("--query-encoder", help="pooled (default), heterrec, merged, sasrec, gru4rec")
+    add("--index", help="of the export: auto (default), exact, ivf, scann")
     add(
         "--distribution",
         choices=("none", "multi_worker"),
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = cli.log_options(arguments) | {
         ("seed",): arguments.seed,
         ("towers", "query_encoder"): arguments.query_encoder,
+        ("retrieval", "index"): arguments.index,
     }
     config = Config.from_dict(with_options(tree, options), arguments.set)
     if workers is not None and not workers.is_chief:

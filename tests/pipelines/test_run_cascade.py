@@ -194,6 +194,7 @@ def _log(folder, rows=60):
             "user_id",
         ),
         (lambda f: f.clear(), [], "events"),
+        (lambda f: f, ["--index", "ivff"], "'retrieval.index'"),
         (
             lambda f: f,
             ["--set", "towers.dimensoin=3"],
