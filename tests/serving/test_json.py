@@ -113,10 +113,46 @@ def test_a_large_empty_document_is_empty():
 
 
 @pytest.mark.parametrize(
-    "text", [r'"\ud83d\ude00"', r'"\\ud800"', '"5e400"', '"Infrared"', "1e308", "0e999"]
+    "text", [r'"\ud83d\ude00"', r'"\\ud800"', '"5e400"', '"Infrared"', "1e308", "0e308"]
 )
 def test_what_only_looks_doubtful_is_read(text):
     assert json_text.parse(b'{"a": ' + text.encode() + b"}") == {"a": json.loads(text)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e308", 1e308),
+        ("2e308", math.inf),
+        ("-10e308", -math.inf),
+        ("0.05e310", math.inf),
+        ("0.00001e312", 1e307),
+        ("1e-99999", 0.0),
+        ("1" * 309, float("1" * 309)),
+        ("1e309", None),
+        ("0e999", None),
+        ("0.5e310", None),
+        ("1e+00309", None),
+        ("-1e99999999", None),
+        ("9" * 309, None),
+        ("1" + "0" * 400 + ".5e-300", None),
+    ],
+)
+def test_whether_a_number_is_too_big_is_for_rapidjson_to_say(text, value):
+    for parse in (json_text.parse, lambda data: Scanner(data).document()):
+        body = f'{{"a": {text}}}'.encode()
+        if value is None:
+            with pytest.raises(RequestError, match="too big .* at offset: 6"):
+                parse(body)
+        else:
+            assert parse(body) == {"a": value}
+
+
+def test_half_a_surrogate_pair_passes_if_it_is_the_second():
+    body = rb'{"inputs": ["\udc80"]}'
+    tensor = read_predict(body, lambda _: {"x": 7}).inputs["x"]
+    assert tensor.tolist() == [b"\xed\xb2\x80"]
+    assert b"\xed\xb2\x80" in write_predict({"s": tensor}, {"s": 7}, row=True)
 
 
 def test_numbers_beyond_64_bits_are_doubles():

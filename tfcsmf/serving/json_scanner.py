@@ -16,6 +16,8 @@ from tfcsmf.serving.status import RequestError, invalid
 # RapidJSON recurses and ends the process on deeper documents; we answer.
 MAX_DEPTH = 256
 MAX_INT, MIN_INT = 2**64 - 1, -(2**63)
+# No digit may follow from here on.
+_LAST = 1.7976931348623157e307
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
@@ -29,6 +31,41 @@ _LITERALS: dict[int, tuple[bytes, Any]] = {
     ord("t"): (b"true", True),
     ord("f"): (b"false", False),
 }
+
+
+def to_double(text: str) -> float:
+    """Returns a number as RapidJSON reads it: some that are too large are infinite.
+
+    Raises:
+      OverflowError: if it refuses the number: by the exponent and the digits before
+        it, whatever the value.
+
+    Example:
+      >>> to_double("1.8e308")
+      inf
+    """
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    if len(whole) > 309 or (len(whole) == 309 and float(whole[:308]) >= _LAST):
+        raise OverflowError(text)
+    power = exponent.lstrip("+0")
+    if power[:1] not in ("", "-"):
+        # A double has less than 10,000 digits on either side of its point.
+        if len(power) > 4 or int(power) > 308 + _counted(whole, fraction[:10_000]):
+            raise OverflowError(text)
+    return float(text)
+
+
+def _counted(whole: str, fraction: str) -> int:
+    """The digits of a fraction that count: 17 significant ones, zeros before them."""
+    value = int(whole[:25])
+    significant = len(whole) - 1
+    for place, digit in enumerate(fraction):
+        if value > 2**53 - 1 and significant >= 17:
+            return place
+        value = value * 10 + int(digit)
+        significant += value > 0
+    return len(fraction)
 
 
 def error(text: str, offset: int) -> RequestError:
@@ -156,10 +193,10 @@ class Scanner:
         text = self._data[start : self._at]
         if integral and len(text) < 25 and MIN_INT <= int(text) <= MAX_INT:
             return int(text)
-        value = float(text)
-        if math.isinf(value):
-            raise error("Number too big to be stored in double.", start)
-        return value
+        try:
+            return to_double(text.decode("ascii"))
+        except OverflowError:
+            raise error("Number too big to be stored in double.", start) from None
 
     def _not_finite(self) -> float:
         sign = -1.0 if self._consume(b"-") else 1.0
@@ -201,7 +238,10 @@ class Scanner:
         code = self._hex(start)
         if not 0xD800 <= code <= 0xDFFF:
             return chr(code)
-        if code <= 0xDBFF and self._consume(b"\\u"):
+        if code > 0xDBFF:  # the second half of a pair passes alone
+            three = chr(code).encode("utf-8", "surrogatepass")
+            return three.decode("utf-8", "surrogateescape")
+        if self._consume(b"\\u"):
             low = self._hex(start)
             if 0xDC00 <= low <= 0xDFFF:
                 return chr(0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00))

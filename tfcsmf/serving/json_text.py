@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcsmf.serving.json_scanner import MAX_INT, MIN_INT, Scanner
+from tfcsmf.serving.json_scanner import MAX_INT, MIN_INT, Scanner, to_double
 from tfcsmf.serving.json_scanner import error as parse_error
 from tfcsmf.serving.status import invalid
 
@@ -76,7 +76,7 @@ def _parse(data: bytes) -> Any:
         return json.loads(
             text,
             object_pairs_hook=_first_wins,
-            parse_float=_finite if large else None,
+            parse_float=to_double if large else None,
             parse_int=_integer if large else None,
         )
     except json.JSONDecodeError as error:
@@ -86,7 +86,7 @@ def _parse(data: bytes) -> Any:
             offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
             words = (w for start, w in _WORDS.items() if error.msg.startswith(start))
             raise parse_error(next(words, "Invalid value."), offset) from None
-    except (ValueError, RecursionError):
+    except (OverflowError, RecursionError):
         pass
     # It says what is wrong and where, in RapidJSON's words.
     return Scanner(data).document()
@@ -97,16 +97,9 @@ def _has_lone_surrogate(data: bytes) -> bool:
     return found is not None and _SURROGATE.search(_PAIR.sub(b"", data)) is not None
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(text)
-    return value
-
-
 def _integer(text: str) -> int | float:
     value = int(text) if len(text) < 25 else MAX_INT + 1
-    return value if MIN_INT <= value <= MAX_INT else _finite(text)
+    return value if MIN_INT <= value <= MAX_INT else to_double(text)
 
 
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
