@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -105,6 +106,40 @@ def test_large_invalid_documents_are_refused_quickly(end, text):
     words, _, offset = caught.value.message.partition(" at offset: ")
     assert words == "JSON Parse error: " + text
     assert abs(int(offset) - len(data.encode())) < 8
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[Inf, -Inf, Infinity]", [math.inf, -math.inf, math.inf]),
+        (r'"\\\"Inf\\"', '\\"Inf\\'),
+        ('"-NaN, Inf"', "-NaN, Inf"),
+        (r'["\ud83d\ude00", "\\ud800"]', ["😀", "\\ud800"]),
+        (r'"\udc41"', "\udced\udcb1\udc81"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2_000_000])
+def test_rapidjsons_own_json_is_read_at_any_size(value, expected, size):
+    began = time.perf_counter()
+    text = "\ufeff{" + " " * size + f'"a": {value}, "b": 1}}\0junk'
+    assert json_text.parse(text.encode()) == {"a": expected, "b": 1}
+    assert time.perf_counter() - began < 5
+    if size == 1:
+        assert Scanner(text.encode()).document() == {"a": expected, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (r'"\ud800"', "The surrogate pair in string is invalid. at offset: 2000007"),
+        ("1e999", "Number too big to be stored in double. at offset: 2000006"),
+        ("[" * 5000, "the document is nested too deeply"),
+    ],
+)
+def test_what_is_wrong_with_a_large_document(value, text):
+    body = "{" + " " * 2_000_000 + f'"a": {value}}}'
+    with pytest.raises(RequestError, match=text):
+        json_text.parse(body.encode())
 
 
 def test_a_large_empty_document_is_empty():

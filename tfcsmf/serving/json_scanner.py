@@ -1,8 +1,7 @@
 """JSON read byte by byte, with RapidJSON's verdicts, texts and byte offsets.
 
-`json_text.parse` comes here only where the standard library's parser and RapidJSON
-(1.1, which TensorFlow Serving uses) may differ: invalid documents, `Inf`,
-surrogates, numbers out of range, bytes after a NUL.
+`json_text.parse` comes here only with invalid documents, to say what RapidJSON (1.1,
+which TensorFlow Serving uses) says of them.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tfcsmf.serving.json_dialect import standard
 from tfcsmf.serving.json_scanner import MAX_INT, MIN_INT, Scanner, to_double
 from tfcsmf.serving.json_scanner import error as parse_error
-from tfcsmf.serving.status import invalid
+from tfcsmf.serving.status import RequestError, invalid
 
 # Longest JSON value that is repeated in an error message.
 _MAX_ECHO = 10_000
@@ -29,11 +30,7 @@ _ESCAPES = {
 _DECIMAL = re.compile(r"[.enN]")  # has a fraction, an exponent, or is no number
 # Largest invalid document the scanner looks at: it takes about a second for it.
 _MAX_SCAN = 2**20
-# Where RapidJSON and the standard library may disagree on a valid document: at NULs,
-# at escaped surrogates that are no pair, at numbers too large for a double, and at
-# integers too large for 64 bits.
-_PAIR = re.compile(rb"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Numbers too large for a double and integers too large for 64 bits.
 _LARGE = re.compile(rb"[0-9.][eE]\+?0*[1-9][0-9]{2}|[0-9]{19}")
 # What the standard library says, in RapidJSON's words.
 _WORDS = {
@@ -68,33 +65,36 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> Any:
-    if b"\0" in data or _has_lone_surrogate(data):
-        return Scanner(data).document()
-    text = data.decode("utf-8", "surrogateescape")
     large = _LARGE.search(data) is not None
     try:
         return json.loads(
-            text,
+            standard(data).decode("utf-8", "surrogateescape"),
             object_pairs_hook=_first_wins,
             parse_float=to_double if large else None,
             parse_int=_integer if large else None,
         )
-    except json.JSONDecodeError as error:
-        if not data.strip(b" \t\r\n"):
-            raise parse_error("The document is empty.", len(data)) from None
+    except (ValueError, OverflowError, RecursionError, RequestError) as error:
         if len(data) > _MAX_SCAN:
-            offset = len(text[: error.pos].encode("utf-8", "surrogateescape"))
-            words = (w for start, w in _WORDS.items() if error.msg.startswith(start))
-            raise parse_error(next(words, "Invalid value."), offset) from None
-    except (OverflowError, RecursionError):
-        pass
+            raise _explained(error, data) from None
     # It says what is wrong and where, in RapidJSON's words.
     return Scanner(data).document()
 
 
-def _has_lone_surrogate(data: bytes) -> bool:
-    found = _SURROGATE.search(data)
-    return found is not None and _SURROGATE.search(_PAIR.sub(b"", data)) is not None
+def _explained(error: Exception, data: bytes) -> RequestError:
+    """What is wrong with a large document, and about where."""
+    if isinstance(error, RequestError):
+        return error
+    if not data.strip(b" \t\r\n"):
+        return parse_error("The document is empty.", len(data))
+    if isinstance(error, OverflowError):
+        place = data.find(str(error).encode())
+        return parse_error("Number too big to be stored in double.", place)
+    if isinstance(error, json.JSONDecodeError):
+        before = error.doc[: error.pos]
+        words = (text for start, text in _WORDS.items() if error.msg.startswith(start))
+        offset = len(before.encode("utf-8", "surrogateescape"))
+        return parse_error(next(words, "Invalid value."), offset)
+    return invalid("JSON Parse error: the document is nested too deeply")
 
 
 def _integer(text: str) -> int | float:
