@@ -36,6 +36,9 @@ def half_plus(path, constant=2.0, scale=0.5):
                 {"x": info(x)}, {"y": info(y)}, method + "predict"
             ),
             "regress_x_to_y": define(inputs, {"outputs": info(y)}, method + "regress"),
+            "regress_x": define(
+                {"inputs": info(x)}, {"outputs": info(y)}, method + "regress"
+            ),
             "regress_x_to_y2": define(
                 inputs, {"outputs": info(y + 1)}, method + "regress"
             ),

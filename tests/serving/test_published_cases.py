@@ -572,6 +572,19 @@ GRPC_ERRORS = [
         3,
         "tensor parsing error: x",
     ),
+    (
+        "Predict",
+        predict_request(tensor(1, dtype=STRING)),
+        3,
+        "Expects arg[0] to be float but string is provided",
+    ),
+    (
+        "Predict",
+        predict_request(tensor(1, dtype=DOUBLE)),
+        3,
+        "Expects arg[0] to be float but double is provided",
+    ),
+    ("Regress", regression("regress_x", 1), 3, "Expects arg[0] to be float but string"),
     # Longer texts would not fit into the headers they travel in.
     ("Predict", predict_request(tensor(1), "s" * 20_000), 9, "s" * 999 + "...TRUNC"),
 ]

@@ -19,6 +19,7 @@ from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
+from tfcsmf.serving import json_values
 from tfcsmf.serving.status import Code, RequestError, invalid, not_found
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -52,6 +53,7 @@ class Servable:
         self._session = tf.compat.v1.Session(graph=self._graph)
         self._timeout_ms = int(timeout * 1000)
         self._callables: dict[tuple[str, ...], Any] = {}
+        self._types: dict[str, tf.DType] = {}
         self._making = threading.Lock()
         self._lock = threading.Lock()
         self._users = 0
@@ -79,7 +81,8 @@ class Servable:
           The fetched values by tensor name.
 
         Raises:
-          RequestError: if there are too many rows.
+          RequestError: if there are too many rows, or a value has another data type
+            than its tensor.
           tf.errors.OpError: what the graph makes of wrong values.
         """
         rows = max((len(value) for value in feeds.values() if value.ndim), default=0)
@@ -90,6 +93,8 @@ class Servable:
             )
         names, wanted = sorted(feeds), sorted(set(fetches))
         call = self._callable(names, wanted)
+        for place, name in enumerate(names):
+            self._check_type(place, name, feeds[name])
         values = call(*(feeds[name] for name in names))
         return dict(zip(wanted, map(_array, values), strict=True))
 
@@ -108,8 +113,20 @@ class Servable:
                 # `Session.run` looks up and checks names at every call, which takes
                 # longer than a small model.
                 make = self._session._make_callable_from_options
+                for name in feeds:
+                    self._types[name] = self._graph.get_tensor_by_name(name).dtype
                 self._callables[key] = make(options)
             return self._callables[key]
+
+    def _check_type(self, place: int, name: str, value: np.ndarray) -> None:
+        # A callable's own words are others than those of a session's `Run`.
+        wanted = self._types[name]
+        if value.dtype != wanted.as_numpy_dtype:
+            given = json_values.name(tf.as_dtype(value.dtype).as_datatype_enum)
+            raise invalid(
+                f"Expects arg[{place}] to be "
+                f"{json_values.name(wanted.as_datatype_enum)} but {given} is provided"
+            )
 
     @property
     def retired(self) -> bool:
