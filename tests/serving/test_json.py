@@ -37,6 +37,14 @@ def equal(a, b):
     return type(a) is type(b) and a == b
 
 
+def read(parse):
+    """Returns what a parser returns, or its error as text."""
+    try:
+        return parse()
+    except RequestError as error:
+        return str(error)
+
+
 @settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, st.sampled_from([None, 2]), st.booleans())
 def test_the_scanner_reads_what_json_writes(value, indent, ascii_only):
@@ -50,15 +58,26 @@ def test_both_ways_of_reading_agree_on_damaged_documents(noise, value, place):
     text = json.dumps({"a": value}).encode()
     data = text[:place] + noise + text[place:]
 
-    def read(parse):
-        try:
-            return parse()
-        except RequestError as error:
-            return str(error)
-
     quick, slow = read(lambda: json_text.parse(data)), read(Scanner(data).document)
     if data and not (isinstance(quick, str) and "Is not object" in quick):
         assert equal(quick, slow) or str(quick) == str(slow)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.from_regex(
+        r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?0?3[0-9]{2})?",
+        fullmatch=True,
+    ),
+    st.sampled_from(["", " ", "\t", "\r\n"]),
+    st.sampled_from(["[{}]", "[1,{}]", '{{"b":{}}}']),
+)
+def test_long_numbers_are_the_same_both_ways(number, space, form):
+    data = f'{{"a": {form.format(space + number)}}}'.encode()
+
+    quick = read(lambda: json_text.parse(data))
+    slow = read(Scanner(data).document)
+    assert quick == slow if isinstance(slow, str) else equal(quick, slow)
 
 
 @settings(max_examples=200, deadline=None)

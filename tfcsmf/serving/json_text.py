@@ -30,8 +30,9 @@ _ESCAPES = {
 _DECIMAL = re.compile(r"[.enN]")  # has a fraction, an exponent, or is no number
 # Largest invalid document the scanner looks at: it takes about a second for it.
 _MAX_SCAN = 2**20
-# Numbers too large for a double and integers too large for 64 bits.
-_LARGE = re.compile(rb"[0-9.][eE]\+?0*[1-9][0-9]{2}|[0-9]{19}")
+# Every digit is a 0 to look for long numbers, and what may precede one is a space.
+_SHAPES = bytes.maketrans(b"123456789E[,:-\t\r\n", b"000000000e       ")
+_LONG = b" " + b"0" * 19
 # What the standard library says, in RapidJSON's words.
 _WORDS = {
     "Expecting property name": "Missing a name for object member.",
@@ -65,7 +66,7 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> Any:
-    large = _LARGE.search(data) is not None
+    large = _has_large_numbers(data)
     try:
         return json.loads(
             standard(data).decode("utf-8", "surrogateescape"),
@@ -78,6 +79,12 @@ def _parse(data: bytes) -> Any:
             raise _explained(error, data) from None
     # It says what is wrong and where, in RapidJSON's words.
     return Scanner(data).document()
+
+
+def _has_large_numbers(data: bytes) -> bool:
+    """Tells whether a double or 64 bits may be too small for a number."""
+    shapes = data.translate(_SHAPES, b"+")
+    return b"0e000" in shapes or _LONG in shapes
 
 
 def _explained(error: Exception, data: bytes) -> RequestError:
