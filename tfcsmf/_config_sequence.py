@@ -36,6 +36,10 @@ class SequenceTraining(Section):
     # epoch counts this many times what the next one does; 0 keeps single epochs,
     # which is better where there are fewer than ten.
     averaging: Share = 0.8
+    # Train once more from the start, on the validation events too, for as many epochs
+    # as validation found best, and keep that: what one would serve. Twice the time;
+    # without validation pairs it is the only training, of all `epochs`.
+    refit: bool = False
 
 
 class SequenceConfig(Section):

@@ -1,6 +1,7 @@
 """Sequence models: training equals serving, the loss by hand, gradients, learning."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -229,12 +230,28 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.5])
-def test_killed_training_resumes_to_the_same_bits(make, tmp_path, averaging):
+def best_of(monkeypatch, *recalls):
+    """Makes validation say what is given, epoch by epoch."""
+
+    def validate(self):
+        return None if self.refitting else recalls[self.progress.epochs - 1]
+
+    monkeypatch.setattr(SequenceTrainer, "validate", validate)
+
+
+@pytest.mark.parametrize(
+    ("averaging", "refit"), [(0.0, False), (0.5, False), (0.5, True)]
+)
+def test_killed_training_resumes_to_the_same_bits(
+    make, tmp_path, monkeypatch, averaging, refit
+):
     """In the middle of an epoch, where the best parameters are older ones."""
-    training = SMALL["training"] | {"averaging": averaging}
+    if refit:  # for two epochs
+        best_of(monkeypatch, 0.1, 0.2)
+    training = SMALL["training"] | {"averaging": averaging, "refit": refit}
     whole = make(encoder="sasrec", item_layers=1, training=training)
-    report = whole.train()
+    stages = whole.train()
+    assert len(stages) == 1 + refit
 
     def on_disk():
         options = {"show_progress": False, "directory": tmp_path}
@@ -247,7 +264,9 @@ def test_killed_training_resumes_to_the_same_bits(make, tmp_path, averaging):
 
     def dying(state, arrays):
         original(state, arrays)
-        if state["progress"]["epochs"] == 1 and state["within"]:
+        progress = state["progress"]
+        place = progress["stage"], progress["epochs"]
+        if place == (refit, 1) and state["within"]:
             assert any(name.startswith("best/") for name in arrays)
             raise Killed
 
@@ -262,10 +281,8 @@ def test_killed_training_resumes_to_the_same_bits(make, tmp_path, averaging):
     ):
         np.testing.assert_array_equal(ours.variable, theirs.variable, ours.name)
     assert second.progress.curve == whole.progress.curve
-    times = {"seconds", "examples_per_second"}
-    assert {k: v for k, v in again.items() if k not in times} == {
-        k: v for k, v in report.items() if k not in times
-    }
+    times = {"seconds": 0, "examples_per_second": 0}
+    assert [one | times for one in again] == [one | times for one in stages]
     # The end of a run is a checkpoint as well, of the best parameters alone.
     third = on_disk()
     assert third.resume() and third.progress.phase_over
@@ -274,6 +291,34 @@ def test_killed_training_resumes_to_the_same_bits(make, tmp_path, averaging):
     other.store = second.store
     with pytest.raises(CheckpointError, match="another configuration"):
         other.resume()
+
+
+def test_refitting_is_training_on_all_before_the_test_for_the_chosen_epochs(
+    make, tiny_log, monkeypatch
+):
+    training = SMALL["training"] | {"epochs": 3, "refit": True}
+    trainer = make(encoder="sasrec", item_layers=1, training=training)
+    monkeypatch.setattr(  # the second epoch is the best
+        SequenceTrainer,
+        "validate",
+        lambda self: (
+            None if self.refitting else (0.1, 0.3, 0.2)[self.progress.epochs - 1]
+        ),
+    )
+    first, second = trainer.train()
+    assert (first["best_epoch"], second["epochs"], second["best_epoch"]) == (2, 2, 2)
+    assert second["examples"] > first["examples"]
+    assert list(trainer.progress.curves) == [first["name"], second["name"]]
+
+    # Without validation pairs nothing is chosen: all epochs, on all events at once.
+    direct = make(encoder="sasrec", item_layers=1, training=training | {"epochs": 2})
+    direct.log = replace(tiny_log, validation={})
+    (only,) = direct.train()
+    assert only["examples"] == second["examples"]
+    for ours, theirs in zip(
+        trainer.model.owned_parameters, direct.model.owned_parameters, strict=True
+    ):
+        np.testing.assert_array_equal(ours.variable, theirs.variable, ours.name)
 
 
 def test_what_is_validated_and_kept_is_the_average_and_training_goes_on_as_without(
@@ -357,7 +402,7 @@ def test_it_learns_what_comes_next(walks, encoder):
     log = prepare(config)
     assert log.summary["split"] == "leave_last_out"
     trainer = SequenceTrainer(config, log, show_progress=False)
-    report = trainer.train()
+    (report,) = trainer.train()
     recall = mean_recall(trainer.ranker(), log.test["play"], "play", 1, "standard")
     assert recall is not None and recall > 0.8  # by chance 1 / 16
     assert report["epochs"] >= report["best_epoch"] >= 1

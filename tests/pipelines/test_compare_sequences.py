@@ -90,3 +90,6 @@ def test_bad_variants_are_refused(finished, capsys):
     other = [*alone, "sequence.dropout=0.4"]
     assert cli.run(compare_sequences.main, other) == cli.USER_ERROR
     assert "sequence.dropout" in capsys.readouterr().err
+    refit = [*alone, "sequence.training.refit=true", "--on", "validation"]
+    assert cli.run(compare_sequences.main, refit) == cli.USER_ERROR
+    assert "should not be trained on it" in capsys.readouterr().err

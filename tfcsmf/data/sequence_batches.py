@@ -16,9 +16,14 @@ import tensorflow as tf
 
 from tfcsmf.data.inputs import CANDIDATE_ID, EntityInputs
 from tfcsmf.data.lists import distinct_sorted
-from tfcsmf.data.prepared import EntityTable, PreparedLog
+from tfcsmf.data.prepared import EntityTable, Histories, PreparedLog
 from tfcsmf.data.rows import PADDING
-from tfcsmf.data.sequences import Sequences, merge_histories, value_codes
+from tfcsmf.data.sequences import (
+    Sequences,
+    merge_histories,
+    only_items,
+    value_codes,
+)
 from tfcsmf.errors import DataError
 
 Batch = dict[str, Any]
@@ -104,6 +109,8 @@ class SequenceBatches:
       log: the prepared log.
       settings: see `SequenceSettings`.
       features: names of the item features that are wanted; default all.
+      histories: what is trained on, default those of training. Items without training
+        events are left out of others.
 
     Raises:
       DataError: if no user has two events.
@@ -114,9 +121,11 @@ class SequenceBatches:
         log: PreparedLog,
         settings: SequenceSettings,
         features: Sequence[str] | None = None,
+        histories: Histories | None = None,
     ) -> None:
         self.settings = settings
-        self.sequences = merge_histories(log.train_histories)
+        merged = merge_histories(histories or log.train_histories)
+        self.sequences = only_items(merged, log.items.trained)
         ends = self.sequences.offsets[1:]
         lengths = np.minimum(self.sequences.lengths, settings.length + 1)
         kept = lengths >= 2

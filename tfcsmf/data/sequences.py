@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,28 @@ def merge_histories(histories: Histories) -> Sequences:
         if len(histories.lists) > 1
         else 0,
         num_gaps=NUM_GAPS if len(known) > 1 else 0,
+    )
+
+
+def only_items(sequences: Sequences, num_items: int) -> Sequences:
+    """Leaves out the entries of items from position `num_items` on.
+
+    Gaps stay as they are: the time since the user's entry before, left out or not.
+
+    Example:
+      >>> offsets, column = np.array([0, 2, 4]), np.array([5, 1, 0, 7], np.int32)
+      >>> left = only_items(Sequences(offsets, column, column, column, 0, 0), 5)
+      >>> left.items.tolist(), left.offsets.tolist()
+      ([1, 0], [0, 1, 2])
+    """
+    kept = sequences.items < num_items
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return replace(
+        sequences,
+        offsets=before[sequences.offsets],
+        items=sequences.items[kept],
+        events=sequences.events[kept],
+        gaps=sequences.gaps[kept],
     )
 
 

@@ -38,13 +38,13 @@ class SequenceSystem(System):
 
     name = trained_as = "sequence"
     trainer: SequenceTrainer
-    training: dict[str, Any]
+    stages: list[dict[str, Any]]
 
     def fit(self, log: PreparedLog, folder: str | Path) -> None:
         """See `System.fit`."""
         self.trainer = SequenceTrainer(self.config, log, self.show_progress, folder)
         self.trainer.resume()
-        self.training = self.trainer.train()
+        self.stages = self.trainer.train()
 
     def ranker(self, objective: str) -> Ranker:
         """See `System.ranker`; all objectives have the same."""
@@ -52,14 +52,14 @@ class SequenceSystem(System):
 
     def cost(self) -> Cost:
         """See `System.cost`."""
-        model, training = self.trainer.model, self.training
+        model = self.trainer.model
         return Cost(
             networks=1,
             parameters=sum(p.size for p in model.owned_parameters),
             dimension=model.dimension,
             index_queries=1,
-            training_seconds=training["seconds"],
-            examples_seen=training["examples_seen"],
+            training_seconds=sum(stage["seconds"] for stage in self.stages),
+            examples_seen=sum(stage["examples_seen"] for stage in self.stages),
         )
 
 
@@ -87,7 +87,8 @@ def compare_sequences(
       show_progress: draw progress bars on stderr.
 
     Raises:
-      ConfigError: without a variant or a seed, or for other assignments.
+      ConfigError: without a variant or a seed, for other assignments, or if validation
+        was to measure what refits on it.
       CheckpointError: if a variant in `output` had another configuration.
     """
     if not variants or not seeds:
@@ -109,6 +110,12 @@ def compare_sequences(
         for name, assignments in variants.items():
             tree = config.to_dict() | {"seed": seed}
             own = Config.from_dict(tree, assignments)
+            if on == "validation" and own.sequence.training.refit:
+                raise ConfigError(
+                    "What is measured on validation should not be trained on it. "
+                    f"Received: sequence.training.refit=true of {name!r}. Set it to "
+                    "false, or measure on test."
+                )
             folder = RunFolder(Path(output) / name / f"seed{seed}")
             path = folder.path / on
             with folder.locked():

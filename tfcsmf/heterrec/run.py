@@ -65,33 +65,36 @@ def run_sequence(
         folder.write_config(config, "running", None, bool(section))
         store.save_schema(schema)
         if section and trainer.resume():
-            _LOG.info("Resuming after %d epochs.", trainer.progress.epochs)
+            again = " of refitting" if trainer.refitting else ""
+            _LOG.info("Resuming after %d epochs%s.", trainer.progress.epochs, again)
         return _train_and_publish(config, folder, log, trainer)
 
 
 def _train_and_publish(
     config: Config, folder: RunFolder, log: PreparedLog, trainer: SequenceTrainer
 ) -> RunResult:
-    stage = trainer.train()
+    stages = trainer.train()
     candidates = trainer.encoder.candidates()
-    metrics = _metrics(config, log, trainer, stage)
+    metrics = _metrics(config, log, trainer, stages)
     exported = export_sequence(trainer.model, log, config, folder.serving, candidates)
     metrics["index"] = exported.index
     metrics["serving_version"] = int(exported.path.name)
-    curves = {stage["name"]: {"phases": trainer.progress.stage_curves()}}
     report = write_report(
         folder.path,
         metrics,
-        history=curves,
+        history=trainer.progress.curves,
         settings=config.to_dict(),
-        title=f"Sequence encoder {config.sequence.encoder}: {stage['name']}",
+        title=f"Sequence encoder {config.sequence.encoder}: {stages[0]['name']}",
     )
     folder.write_config(config, "finished", None, True)
     return RunResult(metrics, report, exported.path)
 
 
 def _metrics(
-    config: Config, log: PreparedLog, trainer: SequenceTrainer, stage: dict[str, Any]
+    config: Config,
+    log: PreparedLog,
+    trainer: SequenceTrainer,
+    stages: list[dict[str, Any]],
 ) -> dict[str, Any]:
     parameters = trainer.model.owned_parameters
     settings = config.evaluation
@@ -99,7 +102,7 @@ def _metrics(
         "objectives": list(log.objectives),
         "encoder": config.sequence.encoder,
         "protocols": evaluate_all(trainer.ranker(), log.test, settings, config.seed),
-        "stages": [stage],
+        "stages": stages,
         "model": {
             "parameters": sum(p.size for p in parameters),
             "dense_parameters": sum(p.size for p in parameters if p.role != "table"),

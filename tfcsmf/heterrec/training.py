@@ -43,7 +43,9 @@ class SequenceTrainer:
 
     One pass over a sequence trains all of its places. Validation asks for the
     validation pairs of all objectives after what the user had done before them; the
-    mean of their recall decides when to stop and what to keep.
+    mean of their recall decides when to stop and what to keep. With
+    `sequence.training.refit` that is only how many epochs the model is then trained
+    anew, on all that is known before the test.
 
     Args:
       config: `sequence`, `evaluation` and `seed` are used.
@@ -54,7 +56,7 @@ class SequenceTrainer:
     Attributes:
       model: the model.
       encoder: gives its vectors.
-      progress: where training is.
+      progress: where training is; refitting is its stage 1.
     """
 
     def __init__(
@@ -67,22 +69,9 @@ class SequenceTrainer:
         self.config = config
         self.log = log
         self.show_progress = show_progress
-        settings = config.sequence
-        whole = log.items.trained <= settings.whole_catalogue
-        self.batches = SequenceBatches(
-            log,
-            SequenceSettings(
-                settings.length,
-                settings.training.batch_events,
-                None if whole else settings.uniform_negatives,
-                config.seed,
-            ),
-            None if uses_features(settings) else (),
-        )
-        self.model = build_sequence_model(config, log, self.batches.sequences)
-        self.encoder = SequenceEncoder(self.model, log, settings.length)
         self.progress = Progress()
         self.progress.begin_stage(0)
+        self._build()
         self.store = None
         if directory is not None:
             keep = config.cascade.keep_checkpoints
@@ -93,9 +82,49 @@ class SequenceTrainer:
         self._average: dict[str, np.ndarray] = {}
         self._slots: dict[str, np.ndarray] = {}
 
-    def train(self) -> dict[str, Any]:
-        """Trains to the end; returns the report of `metrics.json`."""
+    def _build(self) -> None:
+        """Makes the batches of the stage, and an untrained model."""
+        config, log, settings = self.config, self.log, self.config.sequence
+        whole = log.items.trained <= settings.whole_catalogue
+        self.batches = SequenceBatches(
+            log,
+            SequenceSettings(
+                settings.length,
+                settings.training.batch_events,
+                None if whole else settings.uniform_negatives,
+                config.seed,
+            ),
+            None if uses_features(settings) else (),
+            log.test_histories if self.refitting else log.train_histories,
+        )
+        self.model = build_sequence_model(config, log, self.batches.sequences)
+        self.encoder = SequenceEncoder(self.model, log, settings.length)
+
+    @property
+    def refitting(self) -> bool:
+        """Whether the validation events are trained on."""
+        return self.progress.stage == 1
+
+    def train(self) -> list[dict[str, Any]]:
+        """Trains to the end; returns the stages of `metrics.json`.
+
+        There is one, and with `sequence.training.refit` one more.
+        """
+        refit = self.config.sequence.training.refit and not self.refitting
+        if not refit or self._validation():
+            self._train_stage()
+        if refit:
+            self.progress.begin_stage(1)
+            self._build()
+            self._best, self._average = {}, {}
+            self._train_stage()
+        return self.progress.finished
+
+    def _train_stage(self) -> None:
+        """Trains the stage to its end, and notes its report."""
         progress, settings = self.progress, self.config.sequence.training
+        chosen = [stage["best_epoch"] for stage in progress.finished]
+        epochs = chosen[0] if self.refitting and chosen else settings.epochs
         step = self._step()
         while not progress.phase_over:
             self._run_epoch(step, progress.epochs)
@@ -103,15 +132,24 @@ class SequenceTrainer:
             if self._evaluate():
                 progress.best_epoch = progress.epochs
             waited = progress.bad_evaluations >= settings.patience > 0
-            progress.phase_over = waited or progress.epochs >= settings.epochs
+            progress.phase_over = waited or progress.epochs >= epochs
             if self.pace.affordable():
                 self._save(step)
         self._assign(self._best)
+        report = self._report()
+        if report["name"] not in progress.curves:
+            progress.curves[report["name"]] = {"phases": progress.stage_curves()}
+            progress.finished.append(report)
         self._save(None)
+
+    def _report(self) -> dict[str, Any]:
+        """Returns what `metrics.json` says of the stage."""
+        progress = self.progress
+        name = " + ".join(self.log.objectives)
         k = self.config.evaluation.validation_k
         rate = progress.examples_seen / max(progress.seconds, 1e-9)
         return {
-            "name": " + ".join(self.log.objectives),
+            "name": f"{name}, refit" if self.refitting else name,
             "examples": self.batches.num_examples,
             "examples_seen": progress.examples_seen,
             "seconds": round(progress.seconds, 3),
@@ -208,8 +246,10 @@ class SequenceTrainer:
         for name, value in checkpoint.arrays.items():
             group, _, rest = name.partition("/")
             groups.setdefault(group, {})[rest] = value
-        self._assign(groups["model"])
         self.progress = Progress(**checkpoint.state["progress"])
+        if self.refitting:
+            self._build()
+        self._assign(groups["model"])
         self._within = checkpoint.state["within"]
         self._average = groups.get("average", {})
         self._best = groups.get("best", {})
@@ -289,14 +329,20 @@ class SequenceTrainer:
         return better
 
     def validate(self) -> float | None:
-        """Returns the mean validation recall (unseen) over the objectives."""
-        parts = {
-            name: part for name, part in self.log.validation.items() if len(part.users)
-        }
-        if not parts:
+        """Returns the mean validation recall (unseen) over the objectives.
+
+        `None` without validation pairs, or when they were trained on.
+        """
+        parts = self._validation()
+        if self.refitting or not parts:
             return None
         ranker = self.ranker("train")
         k = self.config.evaluation.validation_k
         values = [mean_recall(ranker, part, name, k) for name, part in parts.items()]
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
+
+    def _validation(self) -> dict[str, EvaluationSet]:
+        """Returns the validation queries by objective, if there are any."""
+        parts = self.log.validation
+        return {name: part for name, part in parts.items() if len(part.users)}
