@@ -31,6 +31,10 @@ SMALLER = {
     ],
     "negatives": ["--no-memory", "--steps", "1", "--repeats", "1"],
     "preparation": ["--rows", "5000"],
+    "sequences": [
+        *("--no-memory", "--systems", "tfcsmf, SASRec", "tfcsmf, SASRec, sampled"),
+        *("--steps", "1"),
+    ],
     # One process; its server and clients are tested in processes of their own by hand.
     "serving": ["--no-memory", "--requests", "3", "--seconds", "0.5"],
     "stored_input": ["--users", "40", "--items", "30", "--steps", "1"],
@@ -80,6 +84,30 @@ def test_every_script_runs_and_writes_positive_figures(name, load, tmp_path):
         assert line.get("peak_memory_gib", 0.1) > 0.01
     if name == "preparation":  # its processes are cheap, so memory is measured here
         assert all("peak_memory_gib" in line for line in tree["results"])
+
+
+def test_the_peer_of_sequences_answers_from_an_interpreter_of_its_own(load, tmp_path):
+    """One that says it trained 10 examples in half a second, whatever it is asked."""
+    python = tmp_path / "python"
+    answer = json.dumps({"seconds": 0.5, "examples": 10, "peak_memory_gib": 0.25})
+    python.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = -c ] && exit 0\n'
+        f"cp $2 {tmp_path}\n"
+        'echo \'{"rectools": "1.2"}\'\n'
+        f"while read _; do echo '{answer}'; done\n"
+    )
+    python.chmod(0o755)
+    path = tmp_path / "result.json"
+    name = "RecTools, SASRec, sampled"
+    argv = ["--quick", "--systems", name, "--peer-python", str(python)]
+    load("sequences").main([*argv, "--json", str(path)])
+    tree = json.loads(path.read_text())
+    (line,) = tree["results"]
+    assert (line["system"], line["median"], line["peak_memory_gib"]) == (name, 20, 0.25)
+    assert any("rectools 1.2" in note for note in tree["notes"])
+    settings = json.loads((tmp_path / "sampled_softmax.json").read_text())
+    assert settings["steps"] == 2 and settings["model"]["session_max_len"] == 8
 
 
 def test_repeats_take_turns_after_one_call_each(load):
