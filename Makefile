@@ -21,7 +21,7 @@ PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.10 python3.13 python3)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 # In this order; every one in a process of its own.
-BENCHMARKS := training evaluation fused_query index preparation
+BENCHMARKS := training evaluation fused_query index preparation sequences
 SOURCES := tfcsmf pipelines tests benchmarks setup.py
 
 .DEFAULT_GOAL := help
