@@ -16,6 +16,8 @@ RecTools is no requirement of tfcsmf. It is left out where it is missing; to hav
     python benchmarks/sequences.py --peer-python peer/bin/python
 
 The peak memory is that of a process that trains one system alone, imports included.
+Examples per second of CPU say more than those per second where others use the machine,
+with `--threads 1` above all: threads that wait for each other spin.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,12 +70,13 @@ SIZES = {
     "uniform": 512,
     "negatives": 128,
     "steps": 10,
+    "threads": 0,
 }
 QUICK = {"length": 8, "width": 8, "layers": 1, "sequences": 16, "steps": 2}
 QUICK |= {"uniform": 16, "negatives": 4}
 MISSING = 'pip install "rectools[torch]==0.19.0" and name its python by --peer-python'
 
-Run = Callable[[], tuple[float, int]]  # seconds and examples
+Run = Callable[[], tuple[float, float, int]]  # seconds, those of CPU, and examples
 
 
 def configuration(options: argparse.Namespace, name: str, events: int) -> Config:
@@ -124,14 +128,14 @@ def ours(config: Config, log: PreparedLog, steps: int) -> Run:
 
     stream = batches()
 
-    def run() -> tuple[float, int]:
-        began, examples = time.perf_counter(), 0
+    def run() -> tuple[float, float, int]:
+        began, used, examples = time.perf_counter(), time.process_time(), 0
         for _ in range(steps):
             batch = next(stream)
             loss = step(batch)
             examples += int(tf.reduce_sum(batch["lengths"] - 1))
         float(loss)  # waits for the last step
-        return time.perf_counter() - began, examples
+        return time.perf_counter() - began, time.process_time() - used, examples
 
     return run
 
@@ -158,12 +162,12 @@ class Peer:
             raise RuntimeError(f"RecTools failed:\n{self._process.stderr.read()}")
         return json.loads(line)
 
-    def __call__(self) -> tuple[float, int]:
+    def __call__(self) -> tuple[float, float, int]:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         answer = self._answer()
         self.peak_memory = answer["peak_memory_gib"]
-        return answer["seconds"], answer["examples"]
+        return answer["seconds"], answer["cpu_seconds"], answer["examples"]
 
     def close(self) -> None:
         self._process.communicate()
@@ -189,7 +193,11 @@ def peers(
         "n_negatives": options.negatives,
         "epochs": 1,
     }
-    common = {"data": str(folder / "sequences.npz"), "steps": options.steps}
+    common = {
+        "data": str(folder / "sequences.npz"),
+        "steps": options.steps,
+        "threads": options.threads,
+    }
     return {
         name: Peer(
             options.peer_python, folder, common | {"model": model | {"loss": loss}}
@@ -201,6 +209,9 @@ def peers(
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = harness.parse("sequences", __doc__, argv, SIZES, QUICK)
+    if options.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     log = prepare(configuration(options, next(iter(OURS)), 1))
     sequences = trained_on(log, options.length)
     count = len(sequences[0]) - 1
@@ -223,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 stack.callback(peer.close)
         else:
             report.note(f"RecTools is left out: {MISSING}")
-        rates = measured(systems | found, options.repeats)
-        for name, values in rates.items():
+        for name, (values, per_cpu) in measured(
+            systems | found, options.repeats
+        ).items():
             peer = found.get(name)
             memory = (
                 harness.memory_of(__file__, options, name)
@@ -236,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 setting(options, name),
                 "examples/s",
                 values,
+                per_cpu_second=statistics.median(per_cpu),
                 peak_memory_gib=memory,
             )
     report.note(
@@ -248,14 +261,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.write()
 
 
-def measured(systems: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Returns examples per second; systems take turns, each warmed up once."""
-    rates: dict[str, list[float]] = {name: [] for name in systems}
+def measured(
+    systems: Mapping[str, Run], repeats: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns examples by second, and by second of CPU.
+
+    Systems take turns, each warmed up once.
+    """
+    rates: dict[str, tuple[list[float], list[float]]]
+    rates = {name: ([], []) for name in systems}
     for repeat in range(repeats + 1):
         for name, run in systems.items():
-            seconds, examples = run()
+            seconds, used, examples = run()
             if repeat:
-                rates[name].append(examples / seconds)
+                rates[name][0].append(examples / seconds)
+                rates[name][1].append(examples / used)
     return rates
 
 

@@ -89,7 +89,8 @@ def test_every_script_runs_and_writes_positive_figures(name, load, tmp_path):
 def test_the_peer_of_sequences_answers_from_an_interpreter_of_its_own(load, tmp_path):
     """One that says it trained 10 examples in half a second, whatever it is asked."""
     python = tmp_path / "python"
-    answer = json.dumps({"seconds": 0.5, "examples": 10, "peak_memory_gib": 0.25})
+    answer = {"seconds": 0.5, "cpu_seconds": 0.25, "examples": 10}
+    answer = json.dumps(answer | {"peak_memory_gib": 0.25})
     python.write_text(
         "#!/bin/sh\n"
         '[ "$1" = -c ] && exit 0\n'
@@ -104,7 +105,8 @@ def test_the_peer_of_sequences_answers_from_an_interpreter_of_its_own(load, tmp_
     load("sequences").main([*argv, "--json", str(path)])
     tree = json.loads(path.read_text())
     (line,) = tree["results"]
-    assert (line["system"], line["median"], line["peak_memory_gib"]) == (name, 20, 0.25)
+    assert (line["system"], line["median"], line["per_cpu_second"]) == (name, 20, 40)
+    assert line["peak_memory_gib"] == 0.25
     assert any("rectools 1.2" in note for note in tree["notes"])
     settings = json.loads((tmp_path / "sampled_softmax.json").read_text())
     assert settings["steps"] == 2 and settings["model"]["session_max_len"] == 8
