@@ -45,7 +45,6 @@ EXACT = [
 
 def hooks():
     """Returns the functions that can be interrupted: {name: (owner, attribute)}."""
-    import numpy as np
     import tensorflow as tf
 
     from tfcsmf.cascade import assessment, capacity, checkpoints, run, trainer
@@ -57,7 +56,7 @@ def hooks():
         "schema": (checkpoints.CheckpointStore, "save_schema"),
         "step": (StageStep, "__call__"),
         "save": (checkpoints.CheckpointStore, "save"),
-        "write": (np, "savez"),
+        "write": (checkpoints, "_write"),
         "remove": (shutil, "rmtree"),
         "validate": (trainer.CascadeTrainer, "validate"),
         "prune": (capacity, "prune"),

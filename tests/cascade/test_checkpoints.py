@@ -113,13 +113,13 @@ def test_a_killed_save_leaves_nothing_behind_for_long(tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     store = _filled(tmp_path, count=1)
-    write = np.savez
+    write = np.lib.format.write_array
 
-    def full(path, **arrays):
-        write(path, **arrays)
+    def full(file, *arguments, **options):
+        write(file, *arguments, **options)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(OSError, match="No space left") as caught:
         store.save({"step": 1}, {"a/x": np.ones(3)})
     assert caught.value.errno == errno.ENOSPC

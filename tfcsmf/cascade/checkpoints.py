@@ -5,6 +5,9 @@ A checkpoint is `variables.npz` (every array of the training state by name) and
 archive computes as it is written and checks as it is read, so that large tables are
 not read once more for a digest, and of the state, which lists those of the arrays.
 A damaged checkpoint is reported and the one before is used.
+
+One array at a time is in memory, so that a checkpoint may be larger than that. It is
+read through before it is used, and array by array as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ from tfcsmf.files import atomic_directory, write_atomic
 
 _LOG = logging.getLogger(__name__)
 _ARRAYS, _STATE, _SCHEMA = "variables.npz", "state.json", "schema.json"
+_NPY = ".npy"  # ending of an array's name in the archive
 # What reading a damaged file may raise; running out of memory is not damage.
 _DAMAGE = (
     OSError,
@@ -51,13 +55,37 @@ class Checkpoint:
 
     Attributes:
       state: JSON-able position in training.
-      arrays: by name.
+      arrays: by name; those of a stored one are read whenever they are asked for.
       path: its folder.
     """
 
     state: dict[str, Any]
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Any]
     path: Path
+
+
+class _StoredArrays(Mapping[str, np.ndarray]):
+    """The arrays of an archive, read on demand."""
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self._path = path
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with np.load(self._path, allow_pickle=False) as archive:
+            array: np.ndarray = archive[name]
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class SavePace:
@@ -120,8 +148,12 @@ class CheckpointStore:
         self.keep = keep
         self._damaged: set[int] = set()
 
-    def save(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    def save(self, state: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path:
         """Writes one checkpoint and removes the oldest ones.
+
+        Args:
+          state: JSON-able.
+          arrays: what `np.asarray` makes arrays of, one after the other.
 
         Raises:
           OSError: if it cannot be written; the earlier ones are left alone.
@@ -132,7 +164,7 @@ class CheckpointStore:
         path = self._path(numbers[-1] + 1 if numbers else 0)
         try:
             with atomic_directory(path) as folder:
-                np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
+                _write(folder / _ARRAYS, arrays)
                 with zipfile.ZipFile(folder / _ARRAYS) as archive:
                     content = {"state": dict(state), "arrays": _sums(archive)}
                 whole = {"crc32": _sum(content)} | content
@@ -208,17 +240,27 @@ class CheckpointStore:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes what `np.savez` does, without all arrays in memory."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}{_NPY}", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+
+
 def _load(path: Path) -> Checkpoint:
     try:
         content = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if content.pop("crc32") != _sum(content):
             raise ValueError("the state does not match its sum")
-        with np.load(path / _ARRAYS, allow_pickle=False) as arrays:
-            if _sums(arrays.zip) != content["arrays"]:
+        with zipfile.ZipFile(path / _ARRAYS) as archive:
+            if _sums(archive) != content["arrays"]:
                 raise ValueError("the arrays do not match their sums")
-            # Each is checked against its sum when its last byte is read.
-            loaded = {name: arrays[name] for name in arrays.files}
-        return Checkpoint(content["state"], loaded, path)
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} does not match its sum")
+            names = [name.removesuffix(_NPY) for name in archive.namelist()]
+        arrays = _StoredArrays(path / _ARRAYS, names)
+        return Checkpoint(content["state"], arrays, path)
     except _DAMAGE as error:
         raise CheckpointError(
             f"The checkpoint {str(path)!r} is damaged: {error}."

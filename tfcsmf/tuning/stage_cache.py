@@ -121,15 +121,17 @@ class StageCache:
         path = self.directory / key
         try:
             found = CheckpointStore(path).latest()
-            if found is not None:
-                os.utime(path)  # used last
-            return found
+            if found is None:
+                return None
+            os.utime(path)  # used last
+            # At once: another process may remove it.
+            return dataclasses.replace(found, arrays=dict(found.arrays))
         except (TfcsmfError, OSError) as error:
             _LOG.warning("A finished stage cannot be reused: %s", error)
             return None
 
     def save(
-        self, key: str, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+        self, key: str, state: Mapping[str, Any], arrays: Mapping[str, Any]
     ) -> None:
         """Keeps a state; one that is there already stays."""
         path = self.directory / key
