@@ -141,6 +141,10 @@ class TowersConfig(Section):
     # Who owns embedding tables: entries (CPP on the table), columns, or all of
     # it stage 1 ("frozen").
     embedding_ownership: Literal["entries", "columns", "frozen"] = "entries"
+    # Tables of ids with more rows are kept in shards of so many rows, which change no
+    # number: `--distribution parameter_server` puts them on other machines, and what is
+    # done with whole tables (pruning, checkpoints) is done shard by shard.
+    shard_rows: Annotated[int, pydantic.Field(ge=4, multiple_of=4)] = 1 << 20
     # Histories say what the features of their items are, not only which items.
     history_features: bool = True
     # Share of query ids replaced by UNKNOWN in training, so that histories and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -112,12 +113,12 @@ def _ranker(queries: Any, candidates: np.ndarray, config: Config) -> VectorRanke
 def capacity_shares(model: CSMF, log: PreparedLog) -> dict[str, dict[str, float]]:
     """Returns the share of each layer every objective owns, and `FREE`."""
     labels = dict(enumerate(log.objectives)) | {FREE: "FREE"}
+    counts: dict[str, Counter[int]] = {}
+    for parameter in model.owned_parameters:
+        counts.setdefault(parameter.whole, Counter()).update(parameter.owner_counts())
     return {
-        parameter.name: {
-            label: parameter.owner_shares().get(owner, 0.0)
-            for owner, label in labels.items()
-        }
-        for parameter in model.owned_parameters
+        name: {label: owned[owner] / owned.total() for owner, label in labels.items()}
+        for name, owned in counts.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,10 @@ from tfcsmf.cascade.model import CSMF
 from tfcsmf.cascade.pruning import Criterion
 from tfcsmf.errors import CapacityError
 from tfcsmf.towers import CLOSED, FREE, OwnedParameter
+from tfcsmf.towers.shards import device_of, is_remote
+
+# Rows of a table looked at together: as all at once, without copies of all of it.
+_ROWS = 1 << 16
 
 Importance = Mapping[str, np.ndarray]  # parameter name -> values, same shape
 
@@ -69,40 +74,47 @@ def prune(
       CapacityError: if there are fewer free output dimensions than the stage and
         those to come need.
     """
-    parameters = {p.name: p for p in model.owned_parameters}
-    values = {
-        name: np.abs(p.variable.numpy()) if importance is None else importance[name]
-        for name, p in parameters.items()
-    }
-    outputs = [p for p in parameters.values() if p.role == "output"]
+    parameters = model.owned_parameters
+
+    def values_of(parameter: OwnedParameter) -> np.ndarray:
+        if importance is None:
+            return np.abs(parameter.variable.numpy())
+        return importance[parameter.name]
+
+    outputs = [p for p in parameters if p.role == "output"]
     kept = _prune_dimensions(
         model.block_owner,
         stage,
         criterion,
         shares,
         stages_left,
-        sum(values[p.name].sum(axis=0) for p in outputs)
+        sum(values_of(p).sum(axis=0) for p in outputs)
         if dimensions is None
         else dimensions,
     )
-    freed_share = {}
-    for name, parameter in parameters.items():
+    counts: dict[str, np.ndarray] = {}
+    for parameter in parameters:
+        values = values_of(parameter)
         if parameter.role == "bias":
             freed = np.zeros(parameter.owner.shape, bool)
         elif parameter.role == "output":
             freed = _output_entries(
                 parameter,
-                values[name],
+                values,
                 kept,
                 criterion,
                 shares,
-                prune_kept=name.startswith("query/"),
+                prune_kept=parameter.name.startswith("query/"),
             )
         else:
             by_unit = granularity == "unit" and parameter.role == "kernel"
-            freed = _entries(parameter, values[name], criterion, shares, by_unit)
-        freed_share[name] = _apply(parameter, stage, freed)
-    return freed_share
+            freed = _entries(parameter, values, criterion, shares, by_unit)
+        counted = _apply(parameter, stage, freed)
+        counts[parameter.whole] = counts.get(parameter.whole, 0) + counted
+    return {
+        name: float(freed / took_part) if freed else 0.0
+        for name, (freed, took_part) in counts.items()
+    }
 
 
 def _prune_dimensions(
@@ -159,7 +171,9 @@ def _entries(
     elif parameter.role == "table":
         # Row by row, so that every user and item keeps the larger part of its own
         # mass whatever the scale of its row (by argument; not shown to help).
-        freed = criterion.freed_by_row(values, free, share)
+        for first in range(0, len(values), _ROWS):
+            rows = slice(first, first + _ROWS)
+            freed[rows] = criterion.freed_by_row(values[rows], free[rows], share)
     else:
         freed[free] = criterion.freed(values[free], share)
     return freed
@@ -187,22 +201,29 @@ def _output_entries(
     return freed
 
 
-def _apply(parameter: OwnedParameter, stage: int, freed: np.ndarray) -> float:
+def _apply(parameter: OwnedParameter, stage: int, freed: np.ndarray) -> np.ndarray:
+    """Returns how many entries were freed, and how many took part."""
     owner = parameter.owner.numpy()
     free = owner == FREE
     owner[free & ~freed] = stage
     parameter.owner.assign(owner)
-    if not freed.any():
-        return 0.0
-    parameter.variable.assign(
-        np.where(owner == FREE, np.float32(0), parameter.variable.numpy())
-    )
-    return float(freed.sum() / free.sum())
+    if freed.any():
+        kept = np.where(owner == FREE, np.float32(0), parameter.variable.numpy())
+        parameter.variable.assign(kept)
+    return np.array([freed.sum(), free.sum()])
 
 
-def snapshot(model: CSMF) -> dict[str, np.ndarray]:
-    """Returns copies of all parameters by name."""
-    return {p.name: p.variable.numpy() for p in model.owned_parameters}
+def snapshot(model: CSMF) -> dict[str, np.ndarray | tf.Tensor]:
+    """Returns copies of all parameters by name, each where the parameter is."""
+    return {p.name: placed(p.variable, p.variable) for p in model.owned_parameters}
+
+
+def placed(variable: tf.Variable, value: Any) -> np.ndarray | tf.Tensor:
+    """Returns a copy of a value where a variable is: an array if that is here."""
+    if not is_remote(variable):
+        return np.asarray(value).copy()
+    with device_of(variable):
+        return tf.identity(value)
 
 
 def reopen(
@@ -226,14 +247,17 @@ def reopen(
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     free_dimensions = model.block_owner.numpy() == FREE
-    for parameter in model.owned_parameters:
+    parameters = model.owned_parameters
+    # By table, not by shard: draws do not depend on how a table is divided.
+    opened = {p.whole for p in parameters if (p.owner.numpy() == FREE).any()}
+    for parameter in parameters:
+        if parameter.whole not in opened:
+            continue
         value = parameter.variable.numpy()
         free = np.broadcast_to(parameter.owner.numpy() == FREE, value.shape)
-        if not free.any():
-            continue
         drawn = _draw(parameter, generator)
         if how == "keep" and before_pruning:
-            start = before_pruning[parameter.name]
+            start = np.asarray(before_pruning[parameter.name])
         elif how == "reinitialize":
             start = drawn
         elif parameter.role == "output":
@@ -259,6 +283,10 @@ def _draw(parameter: OwnedParameter, generator: np.random.Generator) -> np.ndarr
     """
     shape = parameter.variable.shape
     if parameter.role == "table":
-        return generator.normal(0.0, parameter.scale, shape).astype(np.float32)
+        drawn = np.empty(shape, np.float32)
+        for first in range(0, len(drawn), _ROWS):
+            rows = drawn[first : first + _ROWS]
+            rows[:] = generator.normal(0.0, parameter.scale, rows.shape)
+        return drawn
     limit = np.sqrt(6.0 / (shape[0] + shape[-1]))
     return generator.uniform(-limit, limit, shape).astype(np.float32)

@@ -260,10 +260,16 @@ class CSMF(tfrs.Model):
         return own | earlier
 
 
-def build_model(config: Config, log: PreparedLog) -> CSMF:
-    """Builds the model of a configuration for a prepared log, untrained."""
+def build_model(config: Config, log: PreparedLog, devices: Sequence[str] = ()) -> CSMF:
+    """Builds the model of a configuration for a prepared log, untrained.
+
+    Args:
+      config: of the run.
+      log: see `build_towers`.
+      devices: hold the shards of id tables in turn; none for where all else is.
+    """
     tf.keras.utils.set_random_seed(config.seed)
-    query_tower, candidate_tower = build_towers(config, log)
+    query_tower, candidate_tower = build_towers(config, log, devices=devices)
     query_tower.build(None)
     close_histories(query_tower, history_stages(config, log))
     return CSMF(
@@ -281,6 +287,7 @@ def build_towers(
     log: PreparedLog,
     query_class: Callable[..., Tower] = Tower,
     copies: int = 1,
+    devices: Sequence[str] = (),
     **query_options: Any,
 ) -> tuple[Tower, Tower]:
     """Builds the query and the candidate tower of a configuration.
@@ -291,6 +298,7 @@ def build_towers(
       query_class: called with the arguments of `Tower`.
       copies: how many blocks of `towers.dimension` both vectors have; each starts
         as the identity.
+      devices: see `build_model`.
       **query_options: further arguments of `query_class`.
     """
     towers = config.towers
@@ -303,6 +311,7 @@ def build_towers(
         "activation": towers.activation,
         "ownership": towers.embedding_ownership,
         "dropout": towers.dropout,
+        "shard_rows": towers.shard_rows,
     }
     features = feature_specs(log.items)
     histories = [history_name(event) for event in log.history_events]
@@ -314,9 +323,12 @@ def build_towers(
         id_hidden=hidden_ids(log, towers.candidate_id_prior) if features else None,
         id_scale=FEATURED_SCALE if features else CANDIDATE_SCALE,
         is_item=True,
+        devices=devices,
         name="candidate",
         **common,
     )
+    # The users' shards go on where the items' end.
+    turn = candidate_tower.id_table.num_shards % max(1, len(devices))
     query_tower = query_class(
         QUERY_ID,
         log.users.num_rows,
@@ -332,6 +344,7 @@ def build_towers(
         ),
         id_scale=QUERY_SCALE,
         sequence=build_sequence(config, log, candidate_tower, histories),
+        devices=[*devices[turn:], *devices[:turn]],
         name="query",
         **common,
         **query_options,

@@ -14,6 +14,7 @@ from tfcsmf.data.batch_parts import PART
 from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.optimizers import RowAdagrad, RowAdam
 from tfcsmf.towers import FREE, MaskedEmbedding, OwnedParameter
+from tfcsmf.towers.shards import device_of
 
 
 class Trainable(Protocol):
@@ -97,13 +98,14 @@ class StageStep:
             optimizer.learning_rate = rates[index] * share
             optimizer.reset(FREE if phase == "train" else stage)
             for slot, variable in enumerate(optimizer.state() if state else ()):
-                variable.assign(state[f"{index}/{slot}"])  # type: ignore[index]
+                with device_of(variable):
+                    variable.assign(state[f"{index}/{slot}"])  # type: ignore[index]
         if self._memory is not None:
             self._memory.reset()
             for name, variable in self._memory.state().items() if state else ():
                 variable.assign(state[name])  # type: ignore[index]
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, tf.Variable]:
         """Returns the optimizers' steps and slots, and a memory, for a checkpoint."""
         variables = {
             f"{index}/{slot}": variable
@@ -112,14 +114,18 @@ class StageStep:
         }
         if self._memory is not None:
             variables |= self._memory.state()
-        return {name: variable.numpy() for name, variable in variables.items()}
+        return variables
 
     def __call__(self, batch: Mapping[str, Any]) -> tf.Tensor:
         """Trains on one batch; returns its mean loss, a scalar."""
         return self._compiled(batch)
 
     def _step(self, batch: Mapping[str, Any]) -> tf.Tensor:
-        distinct = [self.model.id_tables[name].table for name in batch.get("rows", {})]
+        distinct = [
+            shard
+            for name in batch.get("rows", {})
+            for shard in self.model.id_tables[name].tables
+        ]
         if self._workers is None:
             loss, gradients = self._gradients(batch, training=True)
         else:

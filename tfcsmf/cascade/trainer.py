@@ -172,7 +172,7 @@ class CascadeTrainer:
             last = stage == self.num_stages - 1 and not self.config.cascade.reserve
             if last:
                 capacity.take_over(self.model, stage)
-                names = (p.name for p in self.model.owned_parameters)
+                names = (p.whole for p in self.model.owned_parameters)
                 progress.freed_share = dict.fromkeys(names, 0.0)
             else:
                 self._prune(step, batches, stage)

@@ -2,7 +2,8 @@
 
 Batches, dropout and every other draw are pure functions of (seed, stage, step), so
 the position in `Progress` stands for the data, the shuffle and the random numbers;
-the rest are arrays. Their names in a checkpoint:
+the rest are arrays. A table in shards has one of each per shard, and copies of a shard
+stay with the process that holds it. Their names in a checkpoint:
 
     block_owner           owner of every output dimension
     history_owner         first stage that sees each history, with a sequence encoder
@@ -30,8 +31,9 @@ from tfcsmf.cascade.frozen import FrozenScores
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.errors import CheckpointError
+from tfcsmf.towers.shards import device_of
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # arrays, or what `np.asarray` makes arrays of
 
 
 class TrainingState:
@@ -61,7 +63,7 @@ class TrainingState:
         self.average: Arrays = {}
         self.best: Arrays = {}
         self.before_pruning: Arrays = {}
-        self.slots: Arrays = {}
+        self.slots: Mapping[str, Any] = {}
 
     def begin_phase(self) -> None:
         """Forgets what belongs to the phase before."""
@@ -73,8 +75,10 @@ class TrainingState:
         Entries that do not change, frozen ones above all, stay bit-equal.
         """
         current = capacity.snapshot(self._model)
-        if self.average:
-            for name, before in self.average.items():
+        for parameter in self._model.owned_parameters if self.average else ():
+            name = parameter.name
+            with device_of(parameter.variable):
+                before = self.average[name]
                 current[name] = before + np.float32(rate) * (current[name] - before)
         self.average = current
 
@@ -100,24 +104,23 @@ class TrainingState:
     def _assign(self, values: Arrays) -> None:
         for parameter in self._model.owned_parameters:
             if parameter.name in values:
-                parameter.variable.assign(values[parameter.name])
+                with device_of(parameter.variable):
+                    parameter.variable.assign(values[parameter.name])
 
-    def contents(
-        self, slots: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, Any], Arrays]:
-        """Returns the state and the arrays of a checkpoint.
+    def contents(self, slots: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
+        """Returns the state and the arrays of a checkpoint, variables among them.
 
         Args:
           slots: the optimizer's state; empty where the phase is over.
         """
-        groups: list[tuple[str, Mapping[str, np.ndarray]]] = [
+        groups: list[tuple[str, Mapping[str, Any]]] = [
             ("average", self.average),
             ("best", {} if self._best_is_latest else self.best),
             ("before_pruning", self.before_pruning),
             ("frozen", self._frozen.arrays),
             ("optimizer", slots),
         ]
-        arrays = model_arrays(self._model)
+        arrays: Arrays = dict(_variables(self._model))
         for group, values in groups:
             arrays |= {f"{group}/{name}": value for name, value in values.items()}
         return self.progress.to_dict(), arrays
@@ -129,27 +132,36 @@ class TrainingState:
           CheckpointError: if it belongs to another configuration or log.
         """
         self.progress = Progress(**checkpoint.state)
-        self.slots = _group(checkpoint.arrays, "optimizer")
+        self.slots = _Group(checkpoint.arrays, "optimizer")
         self.take(checkpoint.arrays)
 
-    def take(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def take(self, arrays: Mapping[str, Any]) -> None:
         """Sets everything but the position and the slots, see `contents`."""
         load_model_arrays(self._model, arrays)
-        self.average = _group(arrays, "average")
-        self.best = _group(arrays, "best")
+        self.average = self._parameters(arrays, "average")
+        self.best = self._parameters(arrays, "best")
         if self._best_is_latest:
             self.keep_best()
-        self.before_pruning = _group(arrays, "before_pruning")
-        self._frozen.arrays = _group(arrays, "frozen")
+        self.before_pruning = self._parameters(arrays, "before_pruning")
+        self._frozen.arrays = dict(_Group(arrays, "frozen"))
 
     def inherit(self, checkpoint: Checkpoint) -> None:
         """Takes over the reports of a finished run that is being extended."""
         self.progress.finished = checkpoint.state["finished"]
         self.progress.curves = checkpoint.state["curves"]
-        self.before_pruning = _group(checkpoint.arrays, "before_pruning")
+        self.before_pruning = self._parameters(checkpoint.arrays, "before_pruning")
         # Remembered on this log: its histories may have grown since.
         for stage in range(self.progress.stage):
             self._frozen.remember(stage)
+
+    def _parameters(self, arrays: Mapping[str, Any], group: str) -> Arrays:
+        """Returns values of parameters, each where the parameter is."""
+        values = _Group(arrays, group)
+        return {
+            p.name: capacity.placed(p.variable, values[p.name])
+            for p in self._model.owned_parameters
+            if p.name in values
+        }
 
     @property
     def _best_is_latest(self) -> bool:
@@ -159,12 +171,12 @@ class TrainingState:
         return self.progress.best_step == self.progress.step
 
 
-def model_arrays(model: CSMF) -> Arrays:
+def model_arrays(model: CSMF) -> dict[str, np.ndarray]:
     """Returns parameters and owners by name."""
     return {name: variable.numpy() for name, variable in _variables(model).items()}
 
 
-def load_model_arrays(model: CSMF, arrays: Mapping[str, np.ndarray]) -> None:
+def load_model_arrays(model: CSMF, arrays: Mapping[str, Any]) -> None:
     """Sets parameters and owners from a checkpoint.
 
     Raises:
@@ -172,13 +184,15 @@ def load_model_arrays(model: CSMF, arrays: Mapping[str, np.ndarray]) -> None:
     """
     for name, variable in _variables(model).items():
         shape = tuple(variable.shape)
-        if name not in arrays or arrays[name].shape != shape:
-            received = arrays[name].shape if name in arrays else "nothing"
+        value = arrays[name] if name in arrays else None
+        if value is None or tuple(value.shape) != shape:
+            received = "nothing" if value is None else tuple(value.shape)
             raise CheckpointError(
                 f"The checkpoint should hold {name!r} of shape {shape}. Received: "
                 f"{received}. It belongs to another configuration or log."
             )
-        variable.assign(arrays[name])
+        with device_of(variable):
+            variable.assign(value)
 
 
 def _variables(model: CSMF) -> dict[str, tf.Variable]:
@@ -191,10 +205,20 @@ def _variables(model: CSMF) -> dict[str, tf.Variable]:
     return variables
 
 
-def _group(arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
-    prefix = f"{name}/"
-    return {
-        key[len(prefix) :]: value
-        for key, value in arrays.items()
-        if key.startswith(prefix)
-    }
+class _Group(Mapping[str, Any]):
+    """The arrays whose names begin with that of a group, read when they are used."""
+
+    def __init__(self, arrays: Mapping[str, Any], group: str) -> None:
+        self._arrays = arrays
+        self._prefix = f"{group}/"
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arrays[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._arrays:
+            if name.startswith(self._prefix):
+                yield name[len(self._prefix) :]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

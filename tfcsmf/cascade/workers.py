@@ -186,7 +186,7 @@ class Workers:
         told = self._gather(np.array([code, fingerprint], np.int32))
         return told[:, 0], told[:, 1]
 
-    def agree(self, data: Sequence[np.ndarray]) -> bool:
+    def agree(self, data: Sequence[Any]) -> bool:
         """Returns whether arrays are bit-equal on all workers."""
         crc = 0
         for array in data:
@@ -205,13 +205,14 @@ class Workers:
         return float(sent[1:].view(np.float64)[0]) if sent[0] else None
 
     def arrays_from_chief(
-        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+        self, state: Mapping[str, Any], arrays: Mapping[str, Any]
     ) -> tuple[dict[str, Any], Arrays]:
         """Returns the chief's JSON-able state and arrays; others' are not looked at."""
-        specs = {
-            name: [value.dtype.str, list(value.shape)] for name, value in arrays.items()
-        }
-        text = json.dumps([dict(state), specs]) if self.is_chief else ""
+        text = ""
+        if self.is_chief:
+            arrays = {name: np.asarray(value) for name, value in arrays.items()}
+            specs = {name: [v.dtype.str, list(v.shape)] for name, v in arrays.items()}
+            text = json.dumps([dict(state), specs])
         state, specs = json.loads(self._bytes_from_chief(text.encode()))
         received: Arrays = {}
         for name, (dtype, shape) in specs.items():

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.towers.ownership import FREE, OwnedParameter
+from tfcsmf.towers.shards import device_of
 
 
 class _MaskedOptimizer(tf.keras.optimizers.Optimizer):
@@ -51,7 +52,21 @@ class _MaskedOptimizer(tf.keras.optimizers.Optimizer):
         self.updatable_owner.assign(updatable_owner)
         self.iterations.assign(0)
         for slot, initial in self._slots():
-            slot.assign(tf.fill(slot.shape, tf.cast(initial, slot.dtype)))
+            with device_of(slot):
+                slot.assign(tf.fill(slot.shape, tf.cast(initial, slot.dtype)))
+
+    def _add_slots(
+        self, variables: Sequence[tf.Variable], name: str, initial: float
+    ) -> list[tf.Variable]:
+        """Creates a slot beside each variable."""
+        slots = []
+        for variable in variables:
+            with device_of(variable):
+                values = tf.fill(variable.shape, tf.cast(initial, variable.dtype))
+                slots.append(
+                    self.add_variable_from_reference(variable, name, None, values)
+                )
+        return slots
 
     def apply_gradients(
         self,
@@ -78,7 +93,11 @@ class _MaskedOptimizer(tf.keras.optimizers.Optimizer):
         return grads
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
-        """Applies one gradient, dense or sparse."""
+        """Applies one gradient, dense or sparse, where the variable is."""
+        with device_of(variable):
+            self._masked_update(gradient, variable)
+
+    def _masked_update(self, gradient: Any, variable: tf.Variable) -> None:
         owner = self._owner_of(variable)
         sparse = isinstance(gradient, tf.IndexedSlices)
         if sparse and variable.ref() not in self._distinct_rows:
@@ -177,8 +196,8 @@ class RowAdam(_MaskedOptimizer):
         """Creates two slots per variable."""
         super().build(var_list)
         if not self._m:
-            self._m = [self.add_variable_from_reference(v, "m") for v in var_list]
-            self._v = [self.add_variable_from_reference(v, "v") for v in var_list]
+            self._m = self._add_slots(var_list, "m", 0.0)
+            self._v = self._add_slots(var_list, "v", 0.0)
 
     def _slots(self) -> list[tuple[tf.Variable, float]]:
         return [(slot, 0.0) for slot in [*self._m, *self._v]]
@@ -239,14 +258,7 @@ class RowAdagrad(_MaskedOptimizer):
         """Creates one slot per variable."""
         super().build(var_list)
         if not self._sums:
-            self._sums = [
-                self.add_variable_from_reference(
-                    v,
-                    "sum",
-                    initial_value=tf.fill(v.shape, self.initial_accumulator),
-                )
-                for v in var_list
-            ]
+            self._sums = self._add_slots(var_list, "sum", self.initial_accumulator)
 
     def _slots(self) -> list[tuple[tf.Variable, float]]:
         return [(slot, self.initial_accumulator) for slot in self._sums]

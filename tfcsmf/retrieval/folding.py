@@ -28,6 +28,7 @@ from tfcsmf.towers import (
     MaskedEmbedding,
     Tower,
 )
+from tfcsmf.towers.shards import is_remote
 
 Inputs = Mapping[str, tf.Tensor]
 
@@ -72,7 +73,8 @@ class FoldedDense(tf.Module):
 class FoldedTable(tf.Module):
     """A `MaskedEmbedding` that looks rows up once for all passes.
 
-    A table too large to be stacked is the layer's own variable, not a copy.
+    A table too large to be stacked is the layer's own variable, not a copy; one in
+    shards is put together.
 
     Args:
       layer: the trained table.
@@ -81,18 +83,21 @@ class FoldedTable(tf.Module):
 
     def __init__(self, layer: MaskedEmbedding, passes: Sequence[int]) -> None:
         super().__init__()
-        table, owner = layer.table.numpy(), layer.table_owner.numpy()
         self._passes = np.array(passes, np.int8)[:, np.newaxis, np.newaxis]
-        # Masks are needed only if a pass must not see an entry that is not zero.
-        masked = any(np.any((owner > stage) & (table != 0)) for stage in passes)
-        stacked = masked and table.size * len(passes) <= _STACKED_ENTRIES
         self._by_entry = layer.ownership == "entries"
         self._dimension = layer.dimension
-        self.table = layer.table
+        # Masks are needed only if a pass must not see an entry that is not zero.
+        shards = zip(layer.tables, layer.owners, strict=True)
+        masked = any(_hides(table, owner, passes) for table, owner in shards)
+        size = layer.num_rows * layer.dimension * len(passes)
+        stacked = masked and size <= _STACKED_ENTRIES
+        self.table = _whole(layer.tables)
+        owner = _whole(layer.owners if self._by_entry else layer.owners[:1])
         if stacked:
-            used = np.where(owner <= self._passes, table, np.float32(0))
+            values = self.table.numpy()
+            used = np.where(owner.numpy() <= self._passes, values, np.float32(0))
             self.table = tf.Variable(used, trainable=False)  # [S, rows, dimension]
-        self.owner = layer.table_owner if masked and not stacked else None
+        self.owner = owner if masked and not stacked else None
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
         """Looks rows up for all passes at once.
@@ -122,6 +127,25 @@ class FoldedTable(tf.Module):
           As a lookup does.
         """
         return pool_passes(self, rows, combiner)
+
+
+def _hides(table: tf.Variable, owner: tf.Variable, passes: Sequence[int]) -> bool:
+    """Returns whether a pass must not see an entry that is not zero."""
+    used, owners = table.numpy() != 0, owner.numpy()
+    return any(bool(np.any((owners > stage) & used)) for stage in passes)
+
+
+def _whole(shards: Sequence[tf.Variable]) -> tf.Variable:
+    """Returns the variable itself, or one with the rows of all shards."""
+    if len(shards) == 1 and not is_remote(shards[0]):
+        return shards[0]
+    size = [sum(shard.shape[0] for shard in shards), shards[0].shape[1]]
+    whole = tf.Variable(tf.zeros(size, shards[0].dtype), trainable=False)
+    first = 0
+    for shard in shards:  # in place, so that there is one copy
+        whole[first : first + shard.shape[0]].assign(shard.numpy())
+        first += shard.shape[0]
+    return whole
 
 
 class ItemFeatures(tf.Module):

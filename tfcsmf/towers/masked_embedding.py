@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING
 from tfcsmf.towers.ownership import OwnedParameter, keep_owned, new_owner
+from tfcsmf.towers.shards import ShardedNormal, on_device, take_rows
 
 Ownership = Literal["entries", "columns", "frozen"]
 Combiner = Literal["mean", "sqrtn"]
@@ -49,6 +52,14 @@ class MaskedEmbedding(tf.keras.layers.Layer):
       ownership: see above.
       scale: standard deviation of the initial entries; default
         `dimension ** -0.5`.
+      shard_rows: a table of more rows is kept in shards of so many, a multiple of 4,
+        which changes no number; `None` keeps it whole. One owned by columns always
+        is: its columns are compared as a whole.
+      devices: hold the shards in turn; none for where all else is.
+
+    Attributes:
+      tables: the shards in order, or the one whole table.
+      owners: of each shard.
 
     Call arguments: `rows`, int [...]; `stage`: 0-based pass, or `None` for the
     raw table (the stage in training). Returns float [..., dimension].
@@ -65,6 +76,8 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         dimension: int,
         ownership: Ownership = "entries",
         scale: float | None = None,
+        shard_rows: int | None = None,
+        devices: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,25 +91,66 @@ class MaskedEmbedding(tf.keras.layers.Layer):
                 "`ownership` should be 'entries', 'columns' or 'frozen'. "
                 f"Received: {ownership!r}."
             )
+        if shard_rows is not None and (shard_rows < 1 or shard_rows % 4):
+            raise ValueError(
+                "`shard_rows` should be a positive multiple of 4. "
+                f"Received: {shard_rows}."
+            )
         self.num_rows = num_rows
         self.dimension = dimension
         self.ownership = ownership
+        self.shard_rows = shard_rows
+        self._devices = tuple(devices)
         self.scale = dimension**-0.5 if scale is None else scale
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Creates the table and its owners."""
-        self.table = self.add_weight(
-            name="table",
-            shape=(self.num_rows, self.dimension),
-            initializer=tf.keras.initializers.RandomNormal(stddev=self.scale),
-        )
-        shapes = {
-            "entries": (self.num_rows, self.dimension),
-            "columns": (1, self.dimension),
-            "frozen": (1, 1),
-        }
-        self.table_owner = new_owner("table_owner", shapes[self.ownership])
+        if self.shard_rows is not None and self.num_shards > 1:
+            self._build_shards(self.shard_rows)
+        else:
+            self.table = self.add_weight(
+                name="table",
+                shape=(self.num_rows, self.dimension),
+                initializer=tf.keras.initializers.RandomNormal(stddev=self.scale),
+            )
+            shape = self._owner_shape(self.num_rows)
+            self.table_owner = new_owner("table_owner", shape)
         super().build(input_shape)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the table; 1 is the table as a whole."""
+        if self.shard_rows is None or self.ownership == "columns":
+            return 1
+        return -(-self.num_rows // self.shard_rows)
+
+    @property
+    def tables(self) -> list[tf.Variable]:
+        """See the class."""
+        return list(self._shards) if self.num_shards > 1 else [self.table]
+
+    @property
+    def owners(self) -> list[tf.Variable]:
+        """See the class."""
+        return list(self._shard_owners) if self.num_shards > 1 else [self.table_owner]
+
+    def _build_shards(self, size: int) -> None:
+        initializer = ShardedNormal(self.dimension, self.scale)
+        self._shards, self._shard_owners = [], []
+        devices = itertools.cycle(self._devices or [None])
+        for number, first in enumerate(range(0, self.num_rows, size)):
+            last = min(first + size, self.num_rows)
+            with on_device(next(devices)):
+                name = f"table_{number}"
+                initial = initializer.rows(first, last)
+                self._shards.append(tf.Variable(initial, name=name))
+                owner = new_owner(f"{name}_owner", self._owner_shape(last - first))
+                self._shard_owners.append(owner)
+
+    def _owner_shape(self, rows: int) -> tuple[int, int]:
+        if self.ownership == "entries":
+            return rows, self.dimension
+        return 1, self.dimension if self.ownership == "columns" else 1
 
     def block(self, rows: tf.Tensor) -> RowBlock:
         """Takes distinct rows out of the table, for lookups by their number.
@@ -104,7 +158,7 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         Args:
           rows: int [n], distinct; the reserved rows first.
         """
-        return RowBlock(rows, tf.gather(self.table, rows))
+        return RowBlock(rows, take_rows(self.tables, rows))
 
     def call(
         self,
@@ -113,6 +167,10 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         block: RowBlock | None = None,
     ) -> tf.Tensor:
         """Looks rows up; see the class. With a block, `rows` are numbers in it."""
+        if block is None and self.num_shards > 1:
+            distinct, numbers = tf.unique(tf.reshape(rows, [-1]))
+            # Each comes from its shard once.
+            block, rows = self.block(distinct), tf.reshape(numbers, tf.shape(rows))
         if block is not None:
             return tf.gather(self._masked(block.values, block.rows, stage), rows)
         return self._masked(tf.gather(self.table, rows), rows, stage)
@@ -152,15 +210,28 @@ class MaskedEmbedding(tf.keras.layers.Layer):
         """Zeroes the entries of looked-up rows that the pass does not use."""
         if stage is None:
             return values
-        owner: tf.Tensor = self.table_owner
+        owner = self.owners[0]  # the same in all shards, unless owned by entries
         if self.ownership == "entries":
-            owner = tf.gather(owner, rows)
+            owner = take_rows(self.owners, rows)
         return keep_owned(values, owner, stage)
 
     def owned_parameters(self, prefix: str) -> list[OwnedParameter]:
-        """Returns the table with its owners."""
-        name = f"{prefix}/{self.name}/table"
-        return [OwnedParameter(name, self.table, self.table_owner, "table", self.scale)]
+        """Returns the table, or each of its shards, with its owners."""
+        table = f"{prefix}/{self.name}/table"
+        sharded = self.num_shards > 1
+        return [
+            OwnedParameter(
+                f"{table}/{number}" if sharded else table,
+                variable,
+                owner,
+                "table",
+                self.scale,
+                table if sharded else None,
+            )
+            for number, (variable, owner) in enumerate(
+                zip(self.tables, self.owners, strict=True)
+            )
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -169,6 +240,7 @@ class MaskedEmbedding(tf.keras.layers.Layer):
             "dimension": self.dimension,
             "ownership": self.ownership,
             "scale": self.scale,
+            "shard_rows": self.shard_rows,
         }
 
 

@@ -18,6 +18,7 @@ PackNet and CONURE.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,7 @@ class OwnedParameter:
         towers; `table`: an embedding table, freed at the granularity of its
         owner's shape; `bias`: never freed, owned by the first stage.
       scale: of a table: standard deviation of fresh entries.
+      shard_of: of a shard of a table: the table's name.
     """
 
     name: str
@@ -51,20 +53,27 @@ class OwnedParameter:
     owner: tf.Variable
     role: Role
     scale: float = 1.0
+    shard_of: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """Name for reports: the same for all shards of a table."""
+        return self.shard_of or self.name
 
     @property
     def size(self) -> int:
         """Number of entries."""
         return int(np.prod(self.variable.shape))
 
+    def owner_counts(self) -> Counter[int]:
+        """Returns the number of owner entries by owner, `FREE` and `CLOSED` too."""
+        owners, counts = np.unique(self.owner.numpy(), return_counts=True)
+        return Counter(dict(zip(owners.tolist(), counts.tolist(), strict=True)))
+
     def owner_shares(self) -> dict[int, float]:
         """Returns the share of entries by owner, `FREE` and `CLOSED` included."""
-        owners, counts = np.unique(self.owner.numpy(), return_counts=True)
-        total = counts.sum()
-        return {
-            int(owner): float(count / total)
-            for owner, count in zip(owners, counts, strict=True)
-        }
+        counts = self.owner_counts()
+        return {owner: count / counts.total() for owner, count in counts.items()}
 
 
 def new_owner(name: str, shape: tuple[int, ...]) -> tf.Variable:

@@ -85,6 +85,8 @@ class Tower(tf.keras.layers.Layer):
       sequence: a layer that encodes all histories together
         (`tfcsmf.heterrec.query_sequence.QuerySequence`); its encoding, the last one,
         starts without a part in the output. None for pooled histories alone.
+      shard_rows: of the id table, see `MaskedEmbedding`.
+      devices: of the id table, see `MaskedEmbedding`.
 
     Call arguments: `inputs`, a mapping of the keys above to encoded tensors;
     `stage`, the 0-based pass or `None` for the stage in training; `seed`, int
@@ -118,6 +120,8 @@ class Tower(tf.keras.layers.Layer):
         id_scale: float = CANDIDATE_SCALE,
         copies: int = 1,
         sequence: Any = None,
+        shard_rows: int | None = None,
+        devices: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -150,13 +154,20 @@ class Tower(tf.keras.layers.Layer):
             "activation": activation,
             "ownership": ownership,
             "id_scale": id_scale,
+            "shard_rows": shard_rows,
         }
         # Owned by the candidate tower; a closure hides it from Keras tracking, so
         # that the shared table is saved, counted and updated once.
         self._history_table: Callable[[], Any] = lambda: history_table
         self.history_features = history_features
         self.id_table = MaskedEmbedding(
-            num_ids, embedding_dimension, ownership, id_scale, name=id_name
+            num_ids,
+            embedding_dimension,
+            ownership,
+            id_scale,
+            shard_rows,
+            devices,
+            name=id_name,
         )
         # Numbered, because TensorFlow allows few of the characters of column names.
         self.encoders = [
