@@ -39,9 +39,9 @@ def parser() -> argparse.ArgumentParser:
     add("--index", help="of the export: auto (default), exact, ivf, scann")
     add(
         "--distribution",
-        choices=("none", "multi_worker"),
+        choices=("none", "multi_worker", "parameter_server"),
         default="none",
-        help="multi_worker trains with the workers of TF_CONFIG, see docs/scale.md",
+        help="train with the processes of TF_CONFIG, see docs/scale.md",
     )
     add("--extend", metavar="DIR", help="append objectives to this finished run")
     return parser
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     cli.configure_logging(arguments.quiet)
     # Imported late: `--help` and usage errors answer at once.
+    from tfcsmf.cascade.parameter_servers import open_servers
     from tfcsmf.cascade.run import assist_cascade, base_tree, run_cascade
     from tfcsmf.cascade.workers import open_workers
     from tfcsmf.config import Config, read_yaml, with_options
@@ -61,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # First of all: TensorFlow's runtime has to start as a part of the cluster.
     workers = open_workers(arguments.distribution)
+    servers = open_servers(arguments.distribution)
+    if servers is not None and not servers.is_chief:
+        servers.serve()
+        return 0
     objectives = cli.split_names(arguments.objectives)
     if arguments.extend and arguments.config:
         raise ConfigError(
@@ -91,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extend=arguments.extend,
         show_progress=not arguments.quiet,
         workers=workers,
+        servers=servers,
     )
     print(format_table(result.metrics))
     print(cli.next_steps(arguments.output, result.report))

@@ -44,8 +44,14 @@ SMALLER = {
         *("--scann-up-to", "0", "--batch", "16", "--requests", "3"),
     ],
     "workers": [],
+    "parameter_servers": [],
 }
-SLOW = {"workers", "negatives", "denominators"}  # up to half a minute each
+SLOW = {
+    "workers",
+    "parameter_servers",
+    "negatives",
+    "denominators",
+}  # up to half a minute each
 
 
 @pytest.fixture

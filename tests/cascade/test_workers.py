@@ -186,7 +186,7 @@ def test_killed_workers_resume_to_the_same_end(tmp_path):
 
 def test_the_documented_commands_are_those_that_are_tested():
     text = PAGE.read_text().replace("\\\n", " ")
-    blocks = re.findall(r"export TF_CONFIG='(.*)'\n +(\S+ pipelines/.*)", text)
+    blocks = re.findall(r"export TF_CONFIG='(.*worker.*)'\n +(\S+ pipelines/.*)", text)
     places = [cluster_place(text) for text, _ in blocks]
     assert places == [(0, 2), (1, 2)]
     for _, command in blocks:

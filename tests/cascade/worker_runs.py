@@ -39,7 +39,15 @@ def ports(count):
     return numbers
 
 
-def fork(config, output, log, place=None, temporary=None, options=()):
+def fork(
+    config,
+    output,
+    log,
+    place=None,
+    temporary=None,
+    options=(),
+    distribution="multi_worker",
+):
     """Starts a run in a forked child; returns its process id."""
     process = os.fork()
     if process:
@@ -53,7 +61,7 @@ def fork(config, output, log, place=None, temporary=None, options=()):
         arguments = ["--config", config, "--output", output, "--quiet", "--debug"]
         if place is not None:
             os.environ["TF_CONFIG"] = json.dumps(place)
-            arguments += ["--distribution", "multi_worker"]
+            arguments += ["--distribution", distribution]
             prepared = Path(output).with_name("prepared")
             arguments += ["--prepared", str(prepared)] * prepared.is_dir()
         if temporary is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from tfcsmf.cascade import assessment
 from tfcsmf.cascade.checkpoints import Checkpoint, CheckpointStore
 from tfcsmf.cascade.model import CSMF, build_model
+from tfcsmf.cascade.parameter_servers import ParameterServers, check_shards
 from tfcsmf.cascade.run_data import RunData
 from tfcsmf.cascade.run_data import fingerprint as fingerprint
 from tfcsmf.cascade.run_folder import RunFolder
@@ -54,6 +56,7 @@ def run_cascade(
     extend: str | Path | None = None,
     show_progress: bool = True,
     workers: Workers | None = None,
+    servers: ParameterServers | None = None,
 ) -> RunResult:
     """Runs the whole cascade; see `pipelines/run_cascade.py`.
 
@@ -65,10 +68,16 @@ def run_cascade(
         `config` has beyond those of that run.
       show_progress: draw progress bars on stderr.
       workers: that train it together; this is their chief, see `assist_cascade`.
+      servers: that hold the shards of tables; this is their chief.
 
     Raises:
       TfcsmfError: for every mistake a user can mend.
     """
+    if servers is not None:
+        check_shards(config)
+        with servers.watched():
+            devices = servers.devices
+            return _run(config, output, resume, extend, show_progress, None, devices)
     if workers is not None:
         with workers.meeting():
             result = _run(config, output, resume, extend, show_progress, workers)
@@ -84,6 +93,7 @@ def _run(
     extend: str | Path | None,
     show_progress: bool,
     workers: Workers | None,
+    devices: Sequence[str] = (),
 ) -> RunResult:
     folder = RunFolder(output)
     base = RunFolder(extend) if extend else None
@@ -110,7 +120,7 @@ def _run(
         # Whatever can be refused is refused before anything is written.
         start = _base_checkpoint(source, config) if source else None
         data = RunData.read(config, source.load_schema() if source else None)
-        model = build_model(config, data.log)
+        model = build_model(config, data.log, devices)
         if start is not None:
             load_model_arrays(model, start.arrays)
         schema = data.schema()

@@ -27,8 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 _CHUNK = 1 << 22  # numbers sent at once, 16 MB
 _READY, _DONE, _FAILED = range(3)
-# What a collective raises where another worker has gone.
-_LOST = (
+# What TensorFlow raises where another process has gone.
+LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -129,7 +129,7 @@ class Workers:
         """
         try:
             yield
-        except _LOST as error:
+        except LOST as error:
             raise WorkerError(
                 f"All {self.count} workers should stay up to the end. Worker "
                 f"{self.number} has lost another one ({type(error).__name__}). Stop "
@@ -178,7 +178,7 @@ class Workers:
             # Who comes through this knows that all came through the first one, and may
             # leave while others still wait for its last message.
             self._gather(np.zeros(1, np.int32))
-        except _LOST:
+        except LOST:
             pass
 
     def _meet(self, code: int, fingerprint: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,13 +264,13 @@ def open_workers(distribution: str) -> Workers | None:
     To be called before TensorFlow runs anything; waits for the other workers.
 
     Args:
-      distribution: `none` for a process on its own, whatever `TF_CONFIG` says, or
-        `multi_worker`.
+      distribution: `multi_worker`, or anything else for `None`, whatever `TF_CONFIG`
+        says.
 
     Raises:
       ConfigError: if `TF_CONFIG` is missing, or describes something else than workers.
     """
-    if distribution == "none":
+    if distribution != "multi_worker":
         return None
     number, count = cluster_place(os.environ.get("TF_CONFIG"))
     return Workers(number, count)

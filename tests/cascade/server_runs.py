@@ -1,0 +1,66 @@
+"""Runs of the main command by one process and by a chief with two parameter servers.
+
+A process of its own: `python server_runs.py CONFIG FOLDER`. It imports everything once
+and forks before TensorFlow's runtime starts. Runs, one after the other:
+
+- `one`: one process, tables as a whole, into FOLDER/one;
+- `sharded`: a chief and two parameter servers on loopback, into FOLDER/sharded;
+- `lost`: the same into FOLDER/lost, but the second server is killed once the chief has
+  written four checkpoints; then all are started again with `--resume`.
+
+Prints the exit statuses by run as one line of JSON: of the chief, then the servers.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from worker_runs import fork, ports, wait
+
+# Several shards of both tables, the last ones shorter.
+SHARDS = ("--set", "towers.shard_rows=8")
+
+
+def start(config, folder, name, *options):
+    """Returns the process ids of a chief and two parameter servers."""
+    addresses = [f"localhost:{port}" for port in ports(3)]
+    cluster = {"chief": addresses[:1], "ps": addresses[1:]}
+    processes = []
+    for kind, index in (("chief", 0), ("ps", 0), ("ps", 1)):
+        place = {"cluster": cluster, "task": {"type": kind, "index": index}}
+        log = str(folder / f"{name}.{kind}{index}.log")
+        options = (*options, *SHARDS) if kind == "chief" else ()
+        output = str(folder / name)
+        processes.append(
+            fork(config, output, log, place, None, options, "parameter_server")
+        )
+    return processes
+
+
+def main(config, folder):
+    import run_cascade  # noqa: F401
+
+    import tfcsmf.cascade.run  # noqa: F401
+
+    folder, done = Path(folder), {}
+    done["one"] = wait(fork(config, str(folder / "one"), str(folder / "one.log")))
+    done["sharded"] = [wait(p) for p in start(config, folder, "sharded")]
+    processes = start(config, folder, "lost")
+    checkpoint = folder / "lost" / "checkpoints" / f"{4:08d}"
+    while (
+        not checkpoint.exists()
+        and os.waitid(os.P_PID, processes[0], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        is None
+    ):
+        time.sleep(0.01)
+    os.kill(processes[2], signal.SIGKILL)
+    done["lost"] = [wait(p) for p in processes]
+    done["resumed"] = [wait(p) for p in start(config, folder, "lost", "--resume")]
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
