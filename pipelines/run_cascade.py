@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tfcsmf.cascade.run import assist_cascade, base_tree, run_cascade
     from tfcsmf.cascade.workers import open_workers
     from tfcsmf.config import Config, read_yaml, with_options
-    from tfcsmf.data.sharded.folder import PreparedFolder
-    from tfcsmf.data.sharded.settings import with_prepared
     from tfcsmf.errors import ConfigError
     from tfcsmf.evaluation.report import format_table
 
@@ -77,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         tree = read_yaml(arguments.config) if arguments.config else {}
     tree = cli.with_dataset(tree, arguments)
-    if arguments.prepared:
-        settings = PreparedFolder.open(arguments.prepared).tree["config"]
-        tree = with_prepared(tree, settings, arguments.prepared)
+    tree = cli.with_folder(tree, arguments.prepared)
     options = cli.log_options(arguments) | {
         ("seed",): arguments.seed,
         ("towers", "query_encoder"): arguments.query_encoder,

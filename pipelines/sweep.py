@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_log_options(parser)
     add = parser.add_argument
+    add("--prepared", metavar="DIR", help="train from a log prepared in this folder")
     add("--output", default="saved_models/sweep", help="folder of the sweep")
     add(
         "--space",
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tfcsmf.tuning.report import format_sweep
 
     tree = read_yaml(arguments.config) if arguments.config else {}
-    tree = cli.with_dataset(tree, arguments)
+    tree = cli.with_folder(cli.with_dataset(tree, arguments), arguments.prepared)
     options = cli.log_options(arguments) | {("seed",): arguments.seed}
     config = Config.from_dict(with_options(tree, options), arguments.set)
     declared = read_yaml(arguments.space) if arguments.space else DEFAULT_SPACE

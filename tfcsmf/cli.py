@@ -164,6 +164,24 @@ def with_dataset(
     return merged
 
 
+def with_folder(tree: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    """Returns a configuration tree that trains from a prepared folder.
+
+    Args:
+      tree: what is said of the data in it goes first.
+      path: what `--prepared` names; `None` changes nothing.
+
+    Raises:
+      DataError: if it is no prepared folder.
+    """
+    if path is None:
+        return dict(tree)
+    from tfcsmf.data.sharded.folder import PreparedFolder
+    from tfcsmf.data.sharded.settings import with_prepared
+
+    return with_prepared(tree, PreparedFolder.open(path).tree["config"], path)
+
+
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = tree.get(name)
     return section if isinstance(section, Mapping) else {}

@@ -12,6 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "pipelines"))
 
 import run_cascade
+import sweep
 
 from tfcsmf import cli
 from tfcsmf.cascade.checkpoints import CheckpointStore
@@ -171,3 +172,26 @@ def test_many_pools_are_as_good_as_memory(tmp_path):
         assert low < one["recall@10"] - other["recall@10"] < high
         popular = ours["baselines"]["popularity"]["unseen"][name]["recall@10"]
         assert one["recall@10"] > popular
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_folder_is_that_of_the_log(log, tmp_path):
+    tree, folder = log
+    space = tmp_path / "space.yaml"
+    space.write_text("cascade.stages.click.learning_rate: {float: [0.001, 0.1]}")
+    found = []
+    for name, config, options in (
+        ("memory", joined(tree), []),
+        ("disk", SMALL, ["--prepared", folder]),
+    ):
+        path, output = tmp_path / f"{name}.yaml", tmp_path / name
+        path.write_text(yaml.safe_dump(config))
+        arguments = ["--config", str(path), "--space", str(space), "--trials", "1"]
+        arguments += ["--output", str(output), "--quiet", "--debug", *options]
+        assert cli.run(sweep.main, arguments) == 0
+        content = json.loads((output / "report" / "sweep.json").read_text())
+        trials = (content["reference"], *content["trials"])
+        found.append([(trial["settings"], trial["values"]) for trial in trials])
+    assert found[0] == found[1] and len(found[0]) == 2
+    best = yaml.safe_load((tmp_path / "disk" / "best.yaml").read_text())
+    assert best["data"]["prepared"] == folder

@@ -222,7 +222,7 @@ def test_hyperband_bounds_the_epochs_of_every_stage(config, tmp_path, monkeypatc
 
 def test_trials_see_no_test_data(config, tmp_path, monkeypatch):
     def train(self, trial, config):
-        log, _ = self._logs(config)
+        log = self._logs(config)[0].log
         assert log.test == {}
         assert log.test_histories is log.train_histories
         trial.stages = [

@@ -166,8 +166,8 @@ class _Sweep:
 
     def prepare(self) -> None:
         """Prepares the log and checks that every objective can be validated."""
-        log, _ = self._logs(self.config)
-        for name, queries in validation_queries(log).items():
+        data, _ = self._logs(self.config)
+        for name, queries in validation_queries(data.log).items():
             if not queries:
                 raise ConfigError(
                     "A sweep needs validation pairs of every objective. Received: none "
@@ -297,7 +297,7 @@ class _Sweep:
         )
 
     def _scoring(self, reference: Trial) -> Scoring:
-        queries = validation_queries(self._logs(self.config)[0])
+        queries = validation_queries(self._logs(self.config)[0].log)
         return Scoring(
             self.settings.scalarise,
             self.weights,

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcsmf.cascade.model import build_model
+from tfcsmf.cascade.run_data import RunData
 from tfcsmf.cascade.run_folder import RunFolder
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
-from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import TfcsmfError
 from tfcsmf.files import write_atomic
 from tfcsmf.tuning.scores import Scoring
@@ -75,7 +75,7 @@ class TrialRunner:
 
     Args:
       config: what trials vary.
-      logs: returns the prepared log of a configuration and its fingerprint.
+      logs: returns what a configuration trains on and its fingerprint.
       folder: of all trials.
       cache: of finished stages.
       prune_after: a trial stops early once so many others have come as far and their
@@ -89,7 +89,7 @@ class TrialRunner:
     def __init__(
         self,
         config: Config,
-        logs: Callable[[Config], tuple[PreparedLog, str]],
+        logs: Callable[[Config], tuple[RunData, str]],
         folder: str | Path,
         cache: StageCache,
         prune_after: int,
@@ -143,14 +143,14 @@ class TrialRunner:
             gc.collect()  # models hold themselves in circles
 
     def _train_stages(self, trial: Trial, config: Config) -> None:
-        log, fingerprint = self._logs(config)
-        last = len(log.objectives) - 1
-        trainer = CascadeTrainer(
+        data, fingerprint = self._logs(config)
+        last = len(data.log.objectives) - 1
+        trainer = data.trainer(
             config,
-            log,
-            build_model(config, log),
+            build_model(config, data.log),
             self.folder / trial.name,
-            show_progress=self.show_progress,
+            self.show_progress,
+            None,
         )
         trainer.resume()
         keys = [stage_key(config, fingerprint, stage) for stage in range(last)]
