@@ -6,7 +6,7 @@ and forks before TensorFlow's runtime starts. Runs, one after the other:
 - `one`: one process, tables as a whole, into FOLDER/one;
 - `sharded`: a chief and two parameter servers on loopback, into FOLDER/sharded;
 - `lost`: the same into FOLDER/lost, but the second server is killed once the chief has
-  written four checkpoints; then all are started again with `--resume`.
+  written four checkpoints; then the chief and one server go on with `--resume`.
 
 Prints the exit statuses by run as one line of JSON: of the chief, then the servers.
 """
@@ -24,12 +24,12 @@ from worker_runs import fork, ports, wait
 SHARDS = ("--set", "towers.shard_rows=8")
 
 
-def start(config, folder, name, *options):
-    """Returns the process ids of a chief and two parameter servers."""
-    addresses = [f"localhost:{port}" for port in ports(3)]
+def start(config, folder, name, servers, *options):
+    """Returns the process ids of a chief and its parameter servers."""
+    addresses = [f"localhost:{port}" for port in ports(servers + 1)]
     cluster = {"chief": addresses[:1], "ps": addresses[1:]}
     processes = []
-    for kind, index in (("chief", 0), ("ps", 0), ("ps", 1)):
+    for kind, index in [("chief", 0), *(("ps", index) for index in range(servers))]:
         place = {"cluster": cluster, "task": {"type": kind, "index": index}}
         log = str(folder / f"{name}.{kind}{index}.log")
         options = (*options, *SHARDS) if kind == "chief" else ()
@@ -47,8 +47,8 @@ def main(config, folder):
 
     folder, done = Path(folder), {}
     done["one"] = wait(fork(config, str(folder / "one"), str(folder / "one.log")))
-    done["sharded"] = [wait(p) for p in start(config, folder, "sharded")]
-    processes = start(config, folder, "lost")
+    done["sharded"] = [wait(p) for p in start(config, folder, "sharded", 2)]
+    processes = start(config, folder, "lost", 2)
     checkpoint = folder / "lost" / "checkpoints" / f"{4:08d}"
     while (
         not checkpoint.exists()
@@ -58,7 +58,7 @@ def main(config, folder):
         time.sleep(0.01)
     os.kill(processes[2], signal.SIGKILL)
     done["lost"] = [wait(p) for p in processes]
-    done["resumed"] = [wait(p) for p in start(config, folder, "lost", "--resume")]
+    done["resumed"] = [wait(p) for p in start(config, folder, "lost", 1, "--resume")]
     print(json.dumps(done))
 
 

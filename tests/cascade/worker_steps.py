@@ -28,6 +28,7 @@ CONFIG = {
         "embedding_dimension": 4,
         "feature_dimension": 2,
         "history_features": False,
+        "shard_rows": 32,
     },
     "loss": {"whole_catalogue": 0, "uniform_negatives": 8},
     "cascade": {"objectives": ["exposure", "click"]},
