@@ -5,7 +5,6 @@
 
 import json
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from test_workers import CONFIG as WORKERS
 
 from tfcsmf.cascade.checkpoints import CheckpointStore
 from tfcsmf.cascade.parameter_servers import check_shards, server_place
@@ -21,33 +21,10 @@ from tfcsmf.config import Config, SimulatorConfig
 from tfcsmf.data.simulator import simulate
 from tfcsmf.errors import ConfigError
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parents[2] / "pipelines"),
-    str(Path(__file__).resolve().parent),
-]
-
-import run_cascade  # noqa: E402
-
 SCRIPT = Path(__file__).with_name("server_runs.py")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
-# Small, but with averages, copies kept over a stage, dropout and drawn negatives.
-CONFIG = {
-    "towers": {
-        "dimension": 6,
-        "embedding_dimension": 4,
-        "hidden_units": [8],
-        "dropout": 0.1,
-        "query_id_dropout": 0.5,
-    },
-    "loss": {"whole_catalogue": 0, "uniform_negatives": 8},
-    "cascade": {
-        "objectives": ["exposure", "click"],
-        "stage": {"epochs": 2, "recovery_epochs": 1, "batch_size": 101},
-        "checkpoint_every": 1,
-    },
-    "evaluation": {"ks": [5], "validation_k": 5, "bootstrap_samples": 20},
-    "retrieval": {"k": 10},
-}
+# One process makes all steps, so nothing has to be left out of what is compared.
+CASCADE = {k: v for k, v in WORKERS["cascade"].items() if k != "dimension_information"}
+CONFIG = WORKERS | {"cascade": CASCADE}
 
 
 def end_of(output):
@@ -61,10 +38,9 @@ def end_of(output):
         else:
             arrays[name] = value
     for name, parts in shards.items():
-        assert [len(parts[number]) for number in range(len(parts) - 1)] == [8] * (
-            len(parts) - 1
-        )
-        arrays[name] = np.concatenate([parts[number] for number in sorted(parts)])
+        ordered = [parts[number] for number in range(len(parts))]
+        assert {len(part) for part in ordered[:-1]} == {8}
+        arrays[name] = np.concatenate(ordered)
     metrics = json.loads((output / "report" / "metrics.json").read_text())
     return arrays, checkpoint.state, metrics, sorted(shards)
 
@@ -106,17 +82,6 @@ def test_a_chief_ends_like_one_process(tmp_path):
         for stage, other in zip(mine["stages"], metrics["stages"], strict=True):
             assert stage["freed_share"] == other["freed_share"]
         assert (tmp_path / name / "serving" / "1").is_dir()
-
-
-def test_the_documented_commands_are_those_that_are_tested():
-    text = PAGE.read_text().replace("\\\n", " ")
-    blocks = re.findall(r"export TF_CONFIG='(.*\"ps\".*)'\n +(\S+ pipelines/.*)", text)
-    assert [server_place(text)[1] for text, _ in blocks] == [None, 0]
-    for _, command in blocks:
-        _, script, *arguments = shlex.split(command)
-        assert script == "pipelines/run_cascade.py"
-        parsed = run_cascade.parser().parse_args(arguments)
-        assert parsed.distribution == "parameter_server"
 
 
 @pytest.mark.parametrize(

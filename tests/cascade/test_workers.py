@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tfcsmf.cascade.checkpoints import CheckpointStore
+from tfcsmf.cascade.parameter_servers import server_place
 from tfcsmf.cascade.run import check_rows
 from tfcsmf.cascade.workers import cluster_place
 from tfcsmf.config import Config, SimulatorConfig
@@ -186,14 +187,18 @@ def test_killed_workers_resume_to_the_same_end(tmp_path):
 
 def test_the_documented_commands_are_those_that_are_tested():
     text = PAGE.read_text().replace("\\\n", " ")
-    blocks = re.findall(r"export TF_CONFIG='(.*worker.*)'\n +(\S+ pipelines/.*)", text)
-    places = [cluster_place(text) for text, _ in blocks]
-    assert places == [(0, 2), (1, 2)]
-    for _, command in blocks:
+    blocks = re.findall(r"export TF_CONFIG='(.*)'\n +(\S+ pipelines/.*)", text)
+    places = {
+        "multi_worker": cluster_place,
+        "parameter_server": lambda place: server_place(place)[1],
+    }
+    found = []
+    for place, command in blocks:
         _, script, *arguments = shlex.split(command)
         assert script == "pipelines/run_cascade.py"
         parsed = run_cascade.parser().parse_args(arguments)
-        assert parsed.distribution == "multi_worker"
+        found.append(places[parsed.distribution](place))
+    assert found == [(0, 2), (1, 2), None, 0]
 
 
 @pytest.mark.parametrize(

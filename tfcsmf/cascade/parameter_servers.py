@@ -10,7 +10,6 @@ whose updates would depend on timing.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from tfcsmf.cascade.workers import LOST
+from tfcsmf.cascade.workers import ANY, LOST, read_cluster
 from tfcsmf.config import Config
 from tfcsmf.errors import ConfigError, WorkerError
 from tfcsmf.towers.shards import TABLE_JOB
@@ -138,21 +137,8 @@ def server_place(text: str | None) -> tuple[Cluster, int | None]:
         '{"cluster": {"chief": ["HOST:PORT"], "ps": ["HOST:PORT", "HOST:PORT"]}, '
         '"task": {"type": "ps", "index": 0}}'
     )
-    try:
-        tree = json.loads(text or "")
-        cluster, task = dict(tree["cluster"]), tree["task"]
-        kind, index = str(task["type"]), int(task["index"])
-        sizes = {name: len(cluster.get(name, ())) for name in (_CHIEF, TABLE_JOB)}
-        if set(cluster) - set(sizes) or not 0 <= index < sizes.get(kind, 0):
-            raise ValueError(f"task {kind} {index} of {sorted(cluster)}")
-        if sizes[_CHIEF] != 1 or not sizes[TABLE_JOB]:
-            raise ValueError(str(sizes))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        received = repr(error) if text else "none"
-        raise ConfigError(
-            f"--distribution parameter_server needs TF_CONFIG, as in {example}. "
-            f"Received: {received}. See docs/scale.md."
-        ) from error
+    jobs = {_CHIEF: (1, 1), TABLE_JOB: (1, ANY)}
+    cluster, kind, index = read_cluster(text, "parameter_server", jobs, example)
     return cluster, index if kind == TABLE_JOB else None
 
 

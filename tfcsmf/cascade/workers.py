@@ -25,6 +25,7 @@ from tfcsmf.errors import ConfigError, WorkerError
 
 Arrays = dict[str, np.ndarray]
 
+ANY = 1 << 31  # processes of a job
 _CHUNK = 1 << 22  # numbers sent at once, 16 MB
 _READY, _DONE, _FAILED = range(3)
 # What TensorFlow raises where another process has gone.
@@ -290,28 +291,49 @@ def cluster_place(text: str | None) -> tuple[int, int]:
       >>> cluster_place(cluster + '"task": {"type": "worker", "index": 1}}')
       (1, 2)
     """
-    rule = (
-        "--distribution multi_worker needs TF_CONFIG, as in {example}. Received: "
-        "{received}. See docs/scale.md."
-    )
     example = (
         '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, '
         '"task": {"type": "worker", "index": 0}}'
     )
+    jobs = {"chief": (0, 1), "worker": (0, ANY)}
+    cluster, kind, index = read_cluster(text, "multi_worker", jobs, example)
+    before = len(cluster["chief"]) if kind == "worker" else 0
+    return before + index, sum(map(len, cluster.values()))
+
+
+def read_cluster(
+    text: str | None,
+    distribution: str,
+    jobs: Mapping[str, tuple[int, int]],
+    example: str,
+) -> tuple[dict[str, list[str]], str, int]:
+    """Returns the addresses by job, and the job and number of this process.
+
+    Args:
+      text: contents of `TF_CONFIG`.
+      distribution: what needs it.
+      jobs: of which there may be so many processes, at least and at most.
+      example: of such contents.
+
+    Raises:
+      ConfigError: if it is something else.
+    """
     try:
         tree = json.loads(text or "")
-        cluster, task = dict(tree["cluster"]), tree["task"]
+        given, task = dict(tree["cluster"]), tree["task"]
+        cluster = {name: list(given.pop(name, ())) for name in jobs}
         kind, index = str(task["type"]), int(task["index"])
-        sizes = {name: len(cluster.get(name, ())) for name in ("chief", "worker")}
-        if set(cluster) - set(sizes) or not 0 <= index < sizes.get(kind, 0):
-            raise ValueError(f"task {kind} {index} of {sorted(cluster)}")
-        if sizes["chief"] > 1:
-            raise ValueError(f"{sizes['chief']} chiefs")
+        if given or not 0 <= index < len(cluster.get(kind, ())):
+            raise ValueError(f"task {kind} {index} of {sorted(tree['cluster'])}")
+        for name, (least, most) in jobs.items():
+            if not least <= len(cluster[name]) <= most:
+                raise ValueError(f"{len(cluster[name])} of job {name}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        received = repr(error) if text else "none"
-        raise ConfigError(rule.format(example=example, received=received)) from error
-    before = sizes["chief"] if kind == "worker" else 0
-    return before + index, sum(sizes.values())
+        raise ConfigError(
+            f"--distribution {distribution} needs TF_CONFIG, as in {example}. "
+            f"Received: {repr(error) if text else 'none'}. See docs/scale.md."
+        ) from error
+    return cluster, kind, index
 
 
 def _exchange(values: Any, lists: Any) -> tuple[Any, Any]:
