@@ -37,7 +37,8 @@ def take_over(model: CSMF, stage: int) -> None:
     """Gives everything `FREE` to the stage: what the last stage does."""
     owners = [model.block_owner, *(p.owner for p in model.owned_parameters)]
     for owner in owners:
-        owner.assign(np.where(owner.numpy() == FREE, np.int8(stage), owner.numpy()))
+        taken = np.where(owner.numpy() == FREE, np.int8(stage), owner.numpy())
+        assign(owner, taken)
 
 
 def prune(
@@ -206,16 +207,22 @@ def _apply(parameter: OwnedParameter, stage: int, freed: np.ndarray) -> np.ndarr
     owner = parameter.owner.numpy()
     free = owner == FREE
     owner[free & ~freed] = stage
-    parameter.owner.assign(owner)
+    assign(parameter.owner, owner)
     if freed.any():
         kept = np.where(owner == FREE, np.float32(0), parameter.variable.numpy())
-        parameter.variable.assign(kept)
+        assign(parameter.variable, kept)
     return np.array([freed.sum(), free.sum()])
 
 
 def snapshot(model: CSMF) -> dict[str, np.ndarray | tf.Tensor]:
     """Returns copies of all parameters by name, each where the parameter is."""
     return {p.name: placed(p.variable, p.variable) for p in model.owned_parameters}
+
+
+def assign(variable: tf.Variable, value: Any) -> None:
+    """Sets a variable, where it is."""
+    with device_of(variable):
+        variable.assign(value)
 
 
 def placed(variable: tf.Variable, value: Any) -> np.ndarray | tf.Tensor:
@@ -266,7 +273,7 @@ def reopen(
             start = np.where(unused, drawn, np.float32(0))
         else:
             continue
-        parameter.variable.assign(np.where(free, start, value))
+        assign(parameter.variable, np.where(free, start, value))
 
 
 def _unused_units(parameter: OwnedParameter) -> np.ndarray:

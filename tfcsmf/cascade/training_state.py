@@ -104,8 +104,7 @@ class TrainingState:
     def _assign(self, values: Arrays) -> None:
         for parameter in self._model.owned_parameters:
             if parameter.name in values:
-                with device_of(parameter.variable):
-                    parameter.variable.assign(values[parameter.name])
+                capacity.assign(parameter.variable, values[parameter.name])
 
     def contents(self, slots: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         """Returns the state and the arrays of a checkpoint, variables among them.
@@ -191,8 +190,7 @@ def load_model_arrays(model: CSMF, arrays: Mapping[str, Any]) -> None:
                 f"The checkpoint should hold {name!r} of shape {shape}. Received: "
                 f"{received}. It belongs to another configuration or log."
             )
-        with device_of(variable):
-            variable.assign(value)
+        capacity.assign(variable, value)
 
 
 def _variables(model: CSMF) -> dict[str, tf.Variable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -16,12 +16,22 @@ def is_remote(variable: tf.Variable) -> bool:
     return bool(tf.DeviceSpec.from_string(variable.device).job == TABLE_JOB)
 
 
-def device_of(variable: tf.Variable) -> contextlib.AbstractContextManager[None]:
+@tf.autograph.experimental.do_not_convert
+@contextlib.contextmanager
+def device_of(variable: tf.Variable) -> Iterator[None]:
     """Runs operations where a variable is, if another process holds it.
 
-    Without it they run here, and a whole table would come over the network.
+    Without it they run here, and a whole table would come over the network. Outside of
+    compiled functions they are over when the block is: the other process does them in
+    order, but functions do not wait for them.
     """
-    return on_device(variable.device if is_remote(variable) else None)
+    if not is_remote(variable):
+        yield
+        return
+    with tf.device(variable.device):
+        yield
+        if tf.executing_eagerly():
+            tf.identity(tf.constant(0)).numpy()  # comes after all of them
 
 
 def on_device(name: str | None) -> contextlib.AbstractContextManager[None]:
