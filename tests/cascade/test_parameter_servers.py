@@ -60,6 +60,7 @@ def test_a_chief_ends_like_one_process(tmp_path):
     assert done.returncode == 0, (done.stderr, logs)
     killed = -signal.SIGKILL
     assert json.loads(done.stdout.splitlines()[-1]) == {
+        "order": [0, 0],
         "one": 0,
         "sharded": [0, 0, 0],
         # The server that is left ends with the chief.
