@@ -54,8 +54,9 @@ $(STAMP): requirements.txt setup.py
 run: $(STAMP)
 	$(BIN)/python pipelines/run_cascade.py --output saved_models/demo $(ARGS)
 
+# In the order of the files: by default those of few tests come last, which are the longest.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not network' --timeout 1800 $(ARGS)
