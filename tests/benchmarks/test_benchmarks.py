@@ -47,6 +47,8 @@ SMALLER = {
     "parameter_servers": [],
 }
 SLOW = {
+    "sequences",
+    "stored_input",
     "workers",
     "parameter_servers",
     "negatives",

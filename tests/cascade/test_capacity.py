@@ -401,6 +401,7 @@ def test_frozen_objectives_are_bit_equal(
     check_frozen(model, recorded, some_inputs, how, optimizer, granularity)
 
 
+@pytest.mark.slow  # the trainer's tests of every option compile their steps too
 def test_frozen_objectives_are_bit_equal_with_compiled_steps(
     build, recorded, some_inputs
 ):

@@ -134,7 +134,13 @@ def test_a_killed_run_resumes_to_the_same_parameters(
 
 
 @pytest.mark.parametrize(
-    "names", [["exposure"], ["exposure", "click", "conversion", "repeat"]]
+    "names",
+    [
+        ["exposure"],
+        pytest.param(
+            ["exposure", "click", "conversion", "repeat"], marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_any_number_of_objectives(tmp_path, names):
     config = _config(f"cascade.objectives={names}", "cascade.stage.epochs=1")

@@ -240,7 +240,12 @@ def best_of(monkeypatch, *recalls):
 
 
 @pytest.mark.parametrize(
-    ("averaging", "refit"), [(0.0, False), (0.5, False), (0.5, True)]
+    ("averaging", "refit"),
+    [
+        (0.0, False),
+        pytest.param(0.5, False, marks=pytest.mark.slow),
+        (0.5, True),
+    ],
 )
 def test_killed_training_resumes_to_the_same_bits(
     make, tmp_path, monkeypatch, averaging, refit
