@@ -38,6 +38,23 @@ def fits(counts, probability):
     return scipy.stats.chisquare(counts[some], expected).pvalue > 1e-3
 
 
+def test_esans_shares_uniform_draws_of_the_whole_catalogue_if_asked_to(codes):
+    targets, seed = tf.constant([0, 1]), tf.constant([1, 2])
+    drawn = {
+        pool: EsansSampler(*codes, ITEMS, EsansConfig(pool=pool), 30_000).draw(
+            targets, seed
+        )
+        for pool in ("in_batch", "mixed", "none")
+    }
+    assert drawn["in_batch"].shared is None and drawn["none"].shared is None
+    size = len(codes[0])
+    counts = np.bincount(drawn["mixed"].shared.numpy(), minlength=size)
+    assert fits(counts, np.full(size, 1 / size))
+    # Its own draws are those it has without.
+    own = [drawn[pool].own.items.numpy() for pool in ("in_batch", "mixed")]
+    np.testing.assert_array_equal(*own)
+
+
 def draws_of(sampler, item, number=20_000, seed=(1, 2)):
     return sampler.draw(tf.fill([number], item), tf.constant(seed)).own
 
