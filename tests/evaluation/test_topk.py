@@ -150,3 +150,13 @@ def test_errors_say_what_was_received():
         topk.top_k_scores(lambda rows: np.ones((1, 3)), 1, 4, 2)
     with pytest.raises(TfcsmfError, match="NaN"):
         topk.top_k_scores(lambda rows: np.full((1, 4), np.nan), 1, 4, 2)
+    with pytest.raises(TfcsmfError, match="infinity"):
+        topk.top_k_scores(lambda rows: np.full((1, 4), np.inf), 1, 4, 2)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_that_overflow_are_refused(sign):
+    large = np.full((1, 2), sign * 1e19)
+    assert topk.top_k(large / 10, large, 1)[1].tolist() == [[0]]
+    with pytest.raises(TfcsmfError, match=r"1.0e\+20 .queries. and 1.0e\+19"):
+        topk.top_k(large * 10, large, 1)

@@ -133,6 +133,7 @@ class Catalogue:
     def __init__(self, candidate_vectors: np.ndarray, candidate_block: int = 65536):
         vectors = _finite_matrix(candidate_vectors, "Candidate")
         self.size, self.dimension = vectors.shape
+        self._largest = _largest(vectors)
         # Transposed once: the product then reads both sides in memory order.
         self._blocks: list[_Block] = [
             (start, tf.constant(vectors[start:stop].T))
@@ -153,6 +154,7 @@ class Catalogue:
                 "Query and candidate vectors should have the same dimension. "
                 f"Received: {queries.shape[1]} and {self.dimension}."
             )
+        self._check_range(queries)
         starts = [start for start, _ in self._blocks]
         result = _empty_result(len(queries), k)
         for rows in _batches(len(queries), query_batch, exclude):
@@ -165,6 +167,18 @@ class Catalogue:
                 )
             result[0][rows], result[1][rows] = best.numpy(), positions.numpy()
         return result
+
+    def _check_range(self, queries: np.ndarray) -> None:
+        """Refuses vectors whose products overflow: infinities have no order."""
+        largest = _largest(queries)
+        bound = self.dimension * largest * self._largest
+        if bound > float(np.finfo(np.float32).max):
+            raise TfcsmfError(
+                "Vectors should be small enough for products in float32. Received: "
+                f"values up to {largest:.1e} (queries) and {self._largest:.1e} "
+                "(candidates). If they come from training, it has diverged: lower "
+                "cascade.stage.learning_rate."
+            )
 
 
 def top_k(
@@ -196,7 +210,7 @@ def top_k(
 
     Raises:
       ConfigError: for shapes or a k that do not fit.
-      TfcsmfError: if a vector is not finite.
+      TfcsmfError: if a vector is not finite, or products may overflow.
 
     Example:
       >>> queries = np.float32([[1, 0]])
@@ -231,7 +245,7 @@ def top_k_scores(
 
     Raises:
       ConfigError: if `score` returns another shape than [q, C].
-      TfcsmfError: if a score is not a number.
+      TfcsmfError: if a score is not a number or positive infinity.
     """
     result = _empty_result(num_queries, k)
     for rows in _batches(num_queries, query_batch, exclude):
@@ -241,8 +255,10 @@ def top_k_scores(
                 "Scores should have one row per query and one column per candidate, "
                 f"{(len(rows), num_candidates)}. Received: {scores.shape}."
             )
-        if np.isnan(scores).any():
-            raise TfcsmfError("Scores should be numbers. Received: NaN.")
+        if not (scores < np.inf).all():
+            raise TfcsmfError(
+                "Scores should be numbers below infinity. Received: NaN or infinity."
+            )
         (excluded,) = _excluded_by_block(exclude, rows, [0], num_candidates)
         best, positions = _merge_scores(
             *_initial(len(rows), k), scores, excluded, tf.constant(0)
@@ -272,6 +288,11 @@ def _finite_matrix(vectors: np.ndarray, side: str) -> np.ndarray:
             "come from training, it has diverged: lower cascade.stage.learning_rate."
         )
     return matrix
+
+
+def _largest(matrix: np.ndarray) -> float:
+    """Returns the largest magnitude, without a copy."""
+    return float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))
 
 
 def _empty_result(num_queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
