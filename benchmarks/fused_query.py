@@ -35,10 +35,11 @@ from tfcsmf.config import Config
 from tfcsmf.data.inputs import history_name
 from tfcsmf.data.prepared import Csr, EntityTable, Histories, PreparedLog
 from tfcsmf.evaluation.topk import Catalogue
+from tfcsmf.retrieval.exact_index import Index
 from tfcsmf.retrieval.export import export
 from tfcsmf.retrieval.folding import FoldedTower, fold_history_features
 from tfcsmf.retrieval.fusion import fuse
-from tfcsmf.retrieval.indexes import Index, build_index
+from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.serving_model import ServingModel
 
 SIZES = {

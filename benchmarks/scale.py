@@ -51,8 +51,9 @@ from tfcsmf.evaluation.ranker import VectorRanker
 from tfcsmf.evaluation.topk import Catalogue
 from tfcsmf.optimizers import RowAdam
 from tfcsmf.retrieval.calibration import objective_scales
+from tfcsmf.retrieval.exact_index import Index
 from tfcsmf.retrieval.export import export
-from tfcsmf.retrieval.indexes import Index, build_index
+from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.serving_model import ServingModel
 from tfcsmf.towers import MaskedEmbedding
 

@@ -8,10 +8,11 @@ import tensorflow as tf
 from tfcsmf.config import RetrievalConfig
 from tfcsmf.errors import ExportError
 from tfcsmf.retrieval.approximate import overlap
+from tfcsmf.retrieval.exact_index import ExactIndex
 from tfcsmf.retrieval.export import export
 from tfcsmf.retrieval.exported import ExportedModel
 from tfcsmf.retrieval.filters import ItemFilters, best_of, search_passing
-from tfcsmf.retrieval.indexes import ExactIndex, build_index
+from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.refresh import refresh_index
 from tfcsmf.retrieval.serving_model import NO_SCORE
 

@@ -2,8 +2,8 @@ import numpy as np
 
 from tfcsmf.evaluation.topk import top_k
 from tfcsmf.retrieval.calibration import objective_scales
+from tfcsmf.retrieval.exact_index import ExactIndex
 from tfcsmf.retrieval.fusion import fuse
-from tfcsmf.retrieval.indexes import ExactIndex
 
 
 def test_fused_search_equals_the_explicit_weighted_sum_for_random_weights():

@@ -8,9 +8,10 @@ from tfcsmf.config import RetrievalConfig
 from tfcsmf.data.prepared import Csr
 from tfcsmf.errors import ExportError
 from tfcsmf.evaluation.topk import top_k
-from tfcsmf.retrieval import indexes
+from tfcsmf.retrieval import exact_index
 from tfcsmf.retrieval.approximate import random_fusions
-from tfcsmf.retrieval.indexes import ExactIndex, build_index, drop_excluded
+from tfcsmf.retrieval.exact_index import ExactIndex, drop_excluded
+from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.ivf_index import IvfIndex
 from tfcsmf.retrieval.scann_index import ScannIndex
 
@@ -77,7 +78,7 @@ def test_exclusions_hold_and_the_next_best_move_up(index):
 def test_exact_search_in_parts_gives_the_same_answers(monkeypatch):
     queries = clustered(11, seed=7)
     whole = ExactIndex(clustered(300), 5).search(tf.constant(queries), 5)
-    monkeypatch.setattr(indexes, "_SCORES", 900)  # three queries at a time
+    monkeypatch.setattr(exact_index, "_SCORES", 900)  # three queries at a time
     search = tf.function(ExactIndex(clustered(300), 5).search, autograph=False)
     scores, positions = search(tf.constant(queries), 5)
     np.testing.assert_array_equal(positions, whole[1])

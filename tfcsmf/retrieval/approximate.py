@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.evaluation.topk import Catalogue
-from tfcsmf.retrieval.indexes import ABSENT, Index
+from tfcsmf.retrieval.exact_index import ABSENT, Index
 
 Setting = Mapping[str, float]
 

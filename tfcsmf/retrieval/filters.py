@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.rows import NUM_RESERVED
 from tfcsmf.data.scalars import as_text
-from tfcsmf.retrieval.indexes import ABSENT, Index
+from tfcsmf.retrieval.exact_index import ABSENT, Index
 from tfcsmf.retrieval.raw_inputs import string_table
 
 # Where at most one of so many candidates passes, those that do are simply scored: what

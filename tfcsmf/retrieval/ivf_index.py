@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.retrieval.approximate import ApproximateIndex, Setting, widened
-from tfcsmf.retrieval.indexes import ABSENT, search_in_parts
+from tfcsmf.retrieval.exact_index import ABSENT, search_in_parts
 from tfcsmf.retrieval.partitions import Tiles, make_tiles
 
 # Decoded numbers held at once: 128 MiB.

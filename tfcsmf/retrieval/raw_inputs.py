@@ -17,7 +17,7 @@ from tfcsmf.data.features import FeatureEncoder
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID, history_name, time_name
 from tfcsmf.data.prepared import EntityTable
 from tfcsmf.data.rows import NUM_RESERVED, PADDING, UNKNOWN
-from tfcsmf.retrieval.indexes import ABSENT
+from tfcsmf.retrieval.exact_index import ABSENT
 
 # Argument names that mean something else in a signature.
 RESERVED = ("objective_weights", "exclude_item_ids", "k", "self", "training")

@@ -26,10 +26,11 @@ from tfcsmf.data.scalars import as_numbers, as_text
 from tfcsmf.data.values import as_tokens, as_vectors
 from tfcsmf.errors import DataError, ExportError, nearest
 from tfcsmf.files import write_atomic
+from tfcsmf.retrieval.exact_index import Index
 from tfcsmf.retrieval.export import Exported, export
 from tfcsmf.retrieval.exported import QUERIES, ExportedModel
 from tfcsmf.retrieval.filters import ItemFilters
-from tfcsmf.retrieval.indexes import Index, build_index
+from tfcsmf.retrieval.indexes import build_index
 from tfcsmf.retrieval.raw_inputs import ItemTable
 from tfcsmf.retrieval.serving_model import ENCODING_PARTS, ServingModel
 from tfcsmf.retrieval.signatures import Raw

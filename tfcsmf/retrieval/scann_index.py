@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfcsmf.errors import ExportError
 from tfcsmf.retrieval.approximate import ApproximateIndex, Setting, widened
-from tfcsmf.retrieval.indexes import ABSENT
+from tfcsmf.retrieval.exact_index import ABSENT
 from tfcsmf.retrieval.scann_searcher import SearcherResource
 
 # Codes that can be compared in the time of re-ranking one candidate.

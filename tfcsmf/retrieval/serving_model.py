@@ -11,9 +11,9 @@ import tensorflow as tf
 from tfcsmf.cascade.model import CSMF
 from tfcsmf.data.inputs import QUERY_ID
 from tfcsmf.data.prepared import PreparedLog
+from tfcsmf.retrieval.exact_index import ABSENT, Index, drop_excluded
 from tfcsmf.retrieval.filters import ItemFilters, search_passing
 from tfcsmf.retrieval.fusion import fuse
-from tfcsmf.retrieval.indexes import ABSENT, Index, drop_excluded
 from tfcsmf.retrieval.raw_inputs import (
     CandidateRawInputs,
     ItemTable,
