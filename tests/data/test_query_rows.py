@@ -228,6 +228,18 @@ def test_each_label_has_its_own_event():
         assert hidden.keeps(event, owners, items).numpy().tolist() == expected
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_what_comes_later_shows_no_target_unless_time_says_so(timed):
+    some = examples([0, 0, 0], [1, 2, 3], [0, 0, 0], np.zeros(3) if timed else None)
+    rows = group_examples(some)
+    assert rows.timed == timed
+    chooser = TargetChooser(rows, 1.0, 1.0, ("cart",), ("view", "cart", "buy"))
+    owners, slots, hidden = chooser(tf.constant([0]), SIZE, tf.constant([3, 0]))
+    items = tf.gather(rows.items, slots)
+    for event, shown in (("view", 3), ("cart", 0), ("buy", 3 * timed), ("search", 3)):
+        assert hidden.keeps(event, owners, items).numpy().sum() == shown
+
+
 def test_rows_may_come_in_any_order():
     rows = many()
     owners, items, _ = choose(rows, 1.0, numbers=np.array([3, 0]))

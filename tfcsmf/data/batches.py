@@ -140,6 +140,7 @@ class StageBatches:
             settings.target_share,
             settings.visible_share,
             label_events or (objective,),
+            label_events or log.objectives,
         )
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
         # Tensors, not arrays: a traced function would copy arrays into its graph.

@@ -151,27 +151,43 @@ class TargetChooser:
 
     Where time is known, all positives of a row are targets. Where it is not, a
     random part of them is, and the rest stays in the histories to predict them from.
-    Targets never stay in the history of their own event. That of another event shows
-    some of them: what a user has carted is bought more often, which a model cannot
-    learn from histories without any target; and with all of them it would learn
-    nothing else (our reading).
+    Targets never stay in the history of their own event, nor, where time is unknown,
+    in those of later objectives: what is viewed has not been bought yet. That of
+    another event shows some of them: what a user has carted is bought more often,
+    which a model cannot learn from histories without any target; and with all of them
+    it would learn nothing else (our reading).
 
     Args:
       rows: the examples.
       share: of a row's positives, where time is unknown; a row gives at least one.
       visible: share of the targets that histories of other events show.
       events: history event of each label, whose histories hide the label's targets.
+      objectives: events in cascade order.
     """
 
     def __init__(
-        self, rows: QueryRows, share: float, visible: float, events: tuple[str, ...]
+        self,
+        rows: QueryRows,
+        share: float,
+        visible: float,
+        events: tuple[str, ...],
+        objectives: tuple[str, ...] = (),
     ) -> None:
         self.share, self.visible = share, visible
         self.timed = rows.timed
-        self.events = events
+        self._hiding = {
+            event: [self._hides(event, own, objectives) for own in events]
+            for event in dict.fromkeys((*events, *objectives))
+        }
         self._offsets = tf.convert_to_tensor(rows.offsets)
         self._items = tf.convert_to_tensor(rows.items)
         self._labels = tf.convert_to_tensor(rows.labels)
+
+    def _hides(self, event: str, own: str, objectives: tuple[str, ...]) -> bool:
+        """Returns whether an event's histories show no target of the event `own`."""
+        if self.timed or not {event, own} <= set(objectives):
+            return event == own
+        return objectives.index(event) >= objectives.index(own)
 
     def __call__(
         self, rows: tf.Tensor, num_items: int, seed: tf.Tensor
@@ -201,8 +217,8 @@ class TargetChooser:
         unseen = shown >= self.visible
         labels = tf.gather(tf.gather(self._labels, rows), owners)
         own = {
-            event: tf.boolean_mask(keys, unseen | tf.equal(labels, label))
-            for label, event in enumerate(self.events)
+            event: tf.boolean_mask(keys, unseen | tf.gather(hides, labels))
+            for event, hides in self._hiding.items()
         }
         return owners, slots, HiddenKeys(num_items, own, tf.boolean_mask(keys, unseen))
 

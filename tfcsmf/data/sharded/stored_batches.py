@@ -353,6 +353,7 @@ class StoredBatches(StageBatches):
             self.settings.target_share,
             self.settings.visible_share,
             (self._folder.objectives[self.level],),
+            tuple(self._folder.objectives),
         )
         batches._queries = QueryInputs(
             EntityInputs.of_columns(inputs),
