@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING
 from tfcsmf.towers import FREE, MaskedEmbedding
+from tfcsmf.towers.masked_embedding import pool_values
 
 TABLE = np.array([[9, 9], [1, 2], [3, 4], [5, 6]], np.float32)
 OWNERS = {
@@ -66,6 +67,21 @@ def test_pool_of_nothing_at_all():
     )
     assert hand.pool(tf.zeros([2, 0], tf.int32)).shape == (2, 2)
     assert hand.pool(tf.zeros([0, 3], tf.int32)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sqrtn"])
+def test_the_gradient_of_lists_that_are_all_empty_is_zero(combiner):
+    lists = tf.RaggedTensor.from_row_lengths(tf.zeros([0], tf.int32), [0, 0, 0])
+    values = tf.ones([33, 64])
+    for _ in range(20):
+        # Memory that is given out again, were the gradient not written to.
+        junk = [tf.fill(values.shape, np.nan) * 1.0 for _ in range(8)]
+        del junk
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            pooled = pool_values(values, lists.flat_values, lists, combiner)
+        np.testing.assert_array_equal(pooled, tf.zeros([3, 64]))
+        np.testing.assert_array_equal(tape.gradient(pooled, values), 0 * values)
 
 
 def test_sqrtn_pools_the_sum_over_the_root_of_the_number_by_hand():

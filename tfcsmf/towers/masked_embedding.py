@@ -276,7 +276,11 @@ def pool_values(
     Returns:
       float [batch, dimension]; zeros where a list is empty.
     """
-    pooled = POOLING[combiner](
-        values, flat, lists.value_rowids(), num_segments=lists.nrows()
-    )
+    # One entry more, in a list of its own that is cut off again: TensorFlow leaves the
+    # gradient of no entries at all uninitialised (tensorflow/tensorflow#72785).
+    count = lists.nrows()
+    more = tf.minimum(tf.shape(values)[0], 1)  # none where there is nothing to pool
+    flat = tf.concat([flat, tf.zeros([more], flat.dtype)], axis=0)
+    owners = tf.concat([lists.value_rowids(), tf.fill([more], count)], axis=0)
+    pooled = POOLING[combiner](values, flat, owners, num_segments=count + 1)[:count]
     return tf.ensure_shape(pooled, [lists.shape[0], values.shape[1]])
