@@ -13,7 +13,7 @@ from tfcsmf.baselines.measured import Measured, Values
 from tfcsmf.baselines.registry import chosen
 from tfcsmf.baselines.system import Cost
 from tfcsmf.config import Config
-from tfcsmf.errors import CheckpointError, ConfigError
+from tfcsmf.errors import CheckpointError, ConfigError, DataError
 from tfcsmf.evaluation import mean_interval, metric_names, paired_difference
 from tfcsmf.evaluation.bootstrap import pooled_interval
 from tfcsmf.evaluation.protocols import PROTOCOLS
@@ -183,7 +183,7 @@ def test_validation_queries_are_measured_apart(tmp_path, log):
 
 
 def test_another_configuration_or_run_is_refused(tmp_path):
-    Comparison(CONFIG, tmp_path, show_progress=False)
+    Comparison(CONFIG, tmp_path, show_progress=False).run(["popularity"], [0])
     other = Config.from_dict(CONFIG.to_dict(), ["towers.dimension=9"])
     with pytest.raises(CheckpointError, match=r"towers\.dimension: 8 before, 9 now"):
         Comparison(other, tmp_path, show_progress=False)
@@ -193,6 +193,15 @@ def test_another_configuration_or_run_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("run: {status: finished}\n")
     with pytest.raises(CheckpointError, match="another run"):
         Comparison(CONFIG, tmp_path, show_progress=False)
+
+
+def test_a_log_that_is_refused_leaves_nothing(tmp_path):
+    missing = str(tmp_path / "missing.parquet")
+    config = Config.from_dict(CONFIG.to_dict(), [f"data.events={missing}"])
+    run = Comparison(config, tmp_path / "out", show_progress=False)
+    with pytest.raises(DataError, match="that exists"):
+        run.run(["popularity"], [0])
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_log_is_refused(tmp_path):

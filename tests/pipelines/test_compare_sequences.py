@@ -93,3 +93,13 @@ def test_bad_variants_are_refused(finished, capsys):
     refit = [*alone, "sequence.training.refit=true", "--on", "validation"]
     assert cli.run(compare_sequences.main, refit) == cli.USER_ERROR
     assert "should not be trained on it" in capsys.readouterr().err
+
+
+def test_a_log_that_is_refused_leaves_nothing(tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["--events", str(tmp_path / "missing.parquet"), "--quiet"]
+    arguments += ["--objectives", "view", "--output", str(output)]
+    arguments += ["--variant", "small", *SMALL_STEPS]
+    assert cli.run(compare_sequences.main, arguments) == cli.USER_ERROR
+    assert "that exists" in capsys.readouterr().err
+    assert not output.exists()

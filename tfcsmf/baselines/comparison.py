@@ -68,18 +68,29 @@ class Comparison:
         self.path = Path(output)
         self.on = on
         self.show_progress = show_progress
-        folder = RunFolder(output)
-        with folder.locked():
-            section = folder.run_section()
-            if not section:
+        self._claimed(write=False)
+
+    def _claimed(self, write: bool) -> None:
+        """Refuses a folder of something else; makes one that is new its own.
+
+        Args:
+          write: begin a new folder, once nothing more can be refused.
+
+        Raises:
+          CheckpointError: if `output` belongs to another configuration.
+        """
+        folder = RunFolder(self.path)
+        section = folder.run_section()
+        if section and section["status"] != _STATUS:
+            raise CheckpointError(
+                "--output should be a folder for comparisons. Received: "
+                f"{str(self.path)!r}, which holds another run. Choose another one."
+            )
+        if section:
+            folder.check_same(self.config, None, "A comparison")
+        elif write:
+            with folder.locked():
                 folder.write_config(self.config, _STATUS, None, False)
-            elif section["status"] != _STATUS:
-                raise CheckpointError(
-                    "--output should be a folder for comparisons. Received: "
-                    f"{str(output)!r}, which holds another run. Choose another one."
-                )
-            else:
-                folder.check_same(self.config, None, "A comparison")
 
     def run(self, systems: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         """Trains and measures what is missing; returns the report of all results.
@@ -130,6 +141,7 @@ class Comparison:
     def _log(self, config: Config) -> PreparedLog:
         """Prepares the log of a seed; refuses another than what was trained on."""
         log = prepare(config)
+        self._claimed(write=True)
         path = self.path / "runs" / f"log_seed{config.seed}.json"
         content = json.dumps(save_schema(log) | {"examples": fingerprint(log)})
         if not path.is_file():

@@ -119,10 +119,14 @@ def compare_sequences(
             folder = RunFolder(Path(output) / name / f"seed{seed}")
             path = folder.path / on
             with folder.locked():
-                _claim(folder, own)
+                begun = bool(folder.run_section())
+                if begun:
+                    folder.check_same(own, None, "A comparison")
                 found = measured.load(path)
                 if found is None:
                     log = log or _prepared(own, on)
+                    if not begun:  # nothing is left where the log is refused
+                        folder.write_config(own, "running", None, False)
                     found = _measured(own, log, folder.path, show_progress)
                     measured.save(path, found)
                     folder.write_config(own, "finished", None, True)
@@ -131,13 +135,6 @@ def compare_sequences(
     content = _report(config, results, on)
     write_comparison(output, content)
     return content
-
-
-def _claim(folder: RunFolder, config: Config) -> None:
-    if folder.run_section():
-        folder.check_same(config, None, "A comparison")
-    else:
-        folder.write_config(config, "running", None, False)
 
 
 def _prepared(config: Config, on: Part) -> PreparedLog:
