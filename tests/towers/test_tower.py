@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING, UNKNOWN
+from tfcsmf.errors import DataError
 from tfcsmf.towers import FREE, FeatureSpec, MaskedEmbedding, Tower
 
 FEATURES = (
@@ -47,6 +48,13 @@ QUERY_INPUTS = {
     "history_a": tf.constant([[3, 4], [PADDING, 5], [PADDING, PADDING]]),
     "history_b": tf.constant([[PADDING], [PADDING], [9]]),
 }
+
+
+@pytest.mark.parametrize("name", ["history_a", "history_b/time"])
+def test_a_feature_named_as_a_history_is_refused(name):
+    table, spec = MaskedEmbedding(10, EMBEDDING), FeatureSpec(name, "categorical", 4)
+    with pytest.raises(DataError, match=rf"{name}.*data\.ignore"):
+        make_query(table, features=(spec,))
 
 
 def test_every_kind_of_feature_by_hand():

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.rows import PADDING, UNKNOWN
+from tfcsmf.errors import DataError
 from tfcsmf.towers.history_features import HistoryFeatures
 from tfcsmf.towers.linear_path import beside, item_start, start_linear
 from tfcsmf.towers.masked_dense import MaskedDense
@@ -142,6 +143,7 @@ class Tower(tf.keras.layers.Layer):
         self._id_hidden: Callable[[], tf.Tensor | None] = lambda: chances
         self.dropout = dropout
         self.histories = tuple(histories)
+        _check_names([spec.name for spec in self.features], self.histories)
         self.history_dropout = history_dropout
         self.is_item = is_item
         self.copies = copies
@@ -438,6 +440,21 @@ class Tower(tf.keras.layers.Layer):
                 "histories": list(self.histories),
             }
         )
+
+
+def _check_names(features: Sequence[str], histories: Sequence[str]) -> None:
+    """Refuses features that are named as what is known of a history.
+
+    Raises:
+      DataError: naming the first.
+    """
+    for name in features:
+        if name.removesuffix("/time") in histories:
+            raise DataError(
+                "A feature of users should not have the name of the history of an "
+                f"event. Received: {name!r}. Rename the column, or list it in "
+                "data.ignore."
+            )
 
 
 def thinned(
