@@ -203,7 +203,7 @@ def _log(folder, rows=60):
         (lambda f: f, ["--set", "towers.dimension=-3"], "greater than or equal"),
         (lambda f: f, ["--config", "nowhere.yaml"], "nowhere.yaml"),
         (lambda f: f, ["--items", "nowhere.parquet"], "nowhere.parquet"),
-        (lambda f: f, ["--extend", "nowhere"], "nowhere"),
+        (lambda f: f, ["--extend", "nowhere"], "'nowhere' (no run)"),
         (lambda f: f.with_columns(item_id=pl.lit("one")), [], "two items"),
     ],
 )

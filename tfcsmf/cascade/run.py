@@ -198,6 +198,10 @@ def _check_base(base: RunFolder, folder: RunFolder) -> None:
             "--output should differ from the run that --extend names, which is kept. "
             f"Received: {str(base.path)!r} for both."
         )
+    _require_finished(base)
+
+
+def _require_finished(base: RunFolder) -> None:
     status = base.run_section().get("status", "no run")
     if status != "finished":
         raise CheckpointError(
@@ -299,8 +303,10 @@ def base_tree(base: str | Path, objectives: list[str] | None) -> dict[str, Any]:
       objectives: its objectives, followed by the new ones.
 
     Raises:
+      CheckpointError: if there is no run.
       ConfigError: if they do not begin with the run's own, or append nothing.
     """
+    _require_finished(RunFolder(base))
     tree = read_yaml(str(Path(base) / "config.yaml"))
     _check_appended(list(tree["cascade"]["objectives"]), objectives)
     # The folder that the base run was trained from has not the objectives to come.
