@@ -73,6 +73,14 @@ def _ragged(path):
     (path / "t.csv").write_text("a,b\n1,2\n1,2,3\n")
 
 
+def _semicolons(path):
+    (path / "t.csv").write_text("a;b\n1;2\n")
+
+
+def _latin1(path):
+    (path / "t.csv").write_bytes("a,b\n1,\xe9\n".encode("latin-1"))
+
+
 def _mixed(path):
     FRAME.write_parquet(path / "t.parquet")
     FRAME.write_csv(path / "t.csv")
@@ -97,6 +105,8 @@ def _types(path):
         (_truncated, "t.parquet' cannot be read"),
         (_truncated_gzip, "t.csv.gz' cannot be read"),
         (_ragged, "t.csv' cannot be read"),
+        (_semicolons, "commas between its columns. Received: the header 'a;b'"),
+        (_latin1, "Write it again in UTF-8"),
         (_mixed, "all Parquet or all CSV"),
         (_columns, r"differ in \['m', 'n'\]"),
         (_types, "same column types"),

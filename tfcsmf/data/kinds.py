@@ -89,7 +89,8 @@ def fit_encoders(
             received = f"columns {available}"
         raise DataError(
             f"The declared feature {name!r} should be a column of the {source} table."
-            f"{nearest(name, available)} Received: {received}."
+            f"{nearest(name, available)} Received: {received}. Correct "
+            f"data.{'candidate' if source == 'items' else 'query'}_features."
         )
     encoders, notes = [], {}
     for name in available:

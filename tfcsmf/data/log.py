@@ -89,7 +89,7 @@ def load_log(config: Config) -> RawLog:
         items = read_table(data.items, "items") if data.items else None
         users = read_table(data.users, "users") if data.users else None
     events, time_column = _normalise(raw, columns, data.split in ("auto", "file"))
-    check_events(events, config.cascade.objectives, "cascade.objectives")
+    check_events(events, config.cascade.objectives, "cascade.objectives (--objectives)")
     check_events(events, data.history_events or (), "data.history_events")
     distinct = distinct_events(events)
     items = None if items is None else entity_table(items, columns.item_id, "item_id")
@@ -161,6 +161,7 @@ def _normalise(
             f"The time column {time_column!r}",
             "a date, a number, or text such as 2024-01-31T12:00:00",
             times,
+            ", or ignore the column with --set data.columns.time=[]",
         )
     elif columns.time and columns.time != Columns().time:
         require_column(raw.columns, columns.time[0], "events", "time")
@@ -185,7 +186,11 @@ def require_column(columns: Sequence[str], name: str, source: str, role: str) ->
 
 
 def _no_nulls(
-    values: pl.Series, what: str, rule: str, shown: pl.Series | None = None
+    values: pl.Series,
+    what: str,
+    rule: str,
+    shown: pl.Series | None = None,
+    otherwise: str = "",
 ) -> None:
     missing = values.is_null()
     if not missing.any():
@@ -194,7 +199,7 @@ def _no_nulls(
     raise DataError(
         f"{what} should hold {rule} in every row. Received: {missing.sum()} rows "
         f"without one; first rows: {_rows(rows, shown)} (the first row is 0). "
-        "Remove or mend these rows."
+        f"Remove or mend these rows{otherwise}."
     )
 
 

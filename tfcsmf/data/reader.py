@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 
 import polars as pl
 
@@ -133,13 +134,22 @@ def _read(file: str, kind: str, role: str, rows: int | None = None) -> pl.DataFr
             return pl.read_parquet(
                 file, n_rows=rows, glob=False, hive_partitioning=False
             )
-        return pl.read_csv(file, infer_schema=False, glob=False)
+        table = pl.read_csv(file, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
+        cause = "It may be truncated or damaged; write it again"
+        if "utf-8" in reason:
+            cause = "Write it again in UTF-8"
         raise DataError(
-            f"The {role} file {file!r} cannot be read as {kind}: {reason}. "
-            "It may be truncated or damaged; write it again."
+            f"The {role} file {file!r} cannot be read as {kind}: {reason}. {cause}."
         ) from error
+    if table.width == 1 and re.search(r"[;\t|]", table.columns[0]):
+        raise DataError(
+            f"The {role} file {file!r} should have commas between its columns. "
+            f"Received: the header {table.columns[0]!r}. Write it with commas, or as "
+            "Parquet."
+        )
+    return table
 
 
 def _join(frames: list[pl.DataFrame], files: list[str], role: str) -> pl.DataFrame:

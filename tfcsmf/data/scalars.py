@@ -36,7 +36,8 @@ def as_text(series: pl.Series) -> pl.Series:
     if kind.is_nested() or kind in (pl.Binary, pl.Object):
         raise DataError(
             f"Column {series.name!r} should hold single values (text, numbers, "
-            f"dates). Received: {kind}."
+            f"dates). Received: {kind}. Write it as one of these; a feature may also "
+            "be listed in data.ignore."
         )
     if kind.is_decimal():
         series = series.cast(pl.Float64)
@@ -110,7 +111,10 @@ def as_times(series: pl.Series) -> pl.Series:
         return _whole_times(series.cast(pl.Float64))
     if kind == pl.Null:
         return series.cast(pl.Int64)
-    raise DataError(f"The time column {series.name!r} {_TIME_RULE}. Received: {kind}.")
+    raise DataError(
+        f"The time column {series.name!r} {_TIME_RULE}. Received: {kind}. "
+        "Map another column with --set data.columns.time=[<column>]."
+    )
 
 
 def _whole_times(series: pl.Series) -> pl.Series:

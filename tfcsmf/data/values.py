@@ -68,7 +68,8 @@ def as_vectors(series: pl.Series, width: int | None = None) -> np.ndarray:
         row = np.flatnonzero(given)[np.argmax(sizes != width)]
         raise DataError(
             f"All vectors of column {name!r} should have the same length ({width}). "
-            f"Received: {lengths[int(row)]} values in row {row} (the first row is 0)."
+            f"Received: {lengths[int(row)]} values in row {row} (the first row is 0). "
+            "Make them equal, or list the column in data.ignore."
         )
     result = np.full((len(series), width), np.nan, np.float32)
     flat = lists.filter(pl.Series(given)).explode()

@@ -87,7 +87,7 @@ class Survey(Round):
     def decide(self, plan: Plan, facts: Facts) -> Plan:
         """See `Round.decide`."""
         counts = dict(facts["events"].iter_rows())
-        check_names(counts, plan.objectives, "cascade.objectives")
+        check_names(counts, plan.objectives, "cascade.objectives (--objectives)")
         check_names(
             counts, self.config.data.history_events or (), "data.history_events"
         )
