@@ -83,6 +83,14 @@ def test_duplicates_and_absent_entities_are_counted(tmp_path):
     assert log.summary["entities_without_features"] == {"items": 1}
 
 
+def test_a_table_of_other_ids_is_a_warning(tmp_path, caplog):
+    load(tmp_path, BASE, items={"item_id": ["b", "c"]})  # half of them are there
+    assert not caplog.messages
+    load(tmp_path, BASE, items={"item_id": ["SKU-a", "SKU-b"]})
+    (message,) = caplog.messages
+    assert "2 of the 2 items" in message and "'SKU-a'" in message
+
+
 @pytest.mark.parametrize(
     ("events", "data", "message"),
     [

@@ -276,5 +276,36 @@ def _absent(events: pl.DataFrame, table: pl.DataFrame | None, key: str) -> int:
     """Number of distinct ids in the log that the table does not have."""
     if table is None:
         return 0
-    known = categories(events[key]).alias(key).to_frame()
-    return known.join(table, on=key, how="anti").height
+    known = categories(events[key]).alias(key)
+    warn_of_missing_rows(known, table)
+    return _without_row(known, table).len()
+
+
+def _without_row(ids: pl.Series, table: pl.DataFrame) -> pl.Series:
+    key = table.columns[0]
+    return ids.alias(key).to_frame().join(table, on=key, how="anti")[key]
+
+
+def warn_of_missing_rows(ids: pl.Series, table: pl.DataFrame) -> None:
+    """Says so where a table is not about most of the entities of a log.
+
+    Args:
+      ids: distinct ids of the log.
+      table: as `entity_table` returned it.
+    """
+    missing, name = _without_row(ids, table), table.columns[0]
+    if 2 * missing.len() <= ids.len():
+        return
+    source = name.removesuffix("_id") + "s"
+    _LOG.warning(
+        "%d of the %d %s of the log have no row in the %s table, for example %r; its "
+        "ids are like %r. Their features are missing, and its other %s were never met: "
+        "write ids alike in both tables, or leave the table out.",
+        missing.len(),
+        ids.len(),
+        source,
+        source,
+        missing[0],
+        table[name][0],
+        source,
+    )

@@ -213,7 +213,7 @@ def test_rules_of_the_log_are_checked(tmp_path):
         prepare_sharded(config_of(events), tmp_path / "other")
 
 
-def test_features_and_cold_entities_are_those_of_the_side_tables(tmp_path):
+def test_features_and_cold_entities_are_those_of_the_side_tables(tmp_path, caplog):
     events = write_events(tmp_path / "log", columns=("timestamp",))
     items = pl.DataFrame(
         {
@@ -232,6 +232,8 @@ def test_features_and_cold_entities_are_those_of_the_side_tables(tmp_path):
         ignore=["tag"],
     )
     prepare_sharded(config, tmp_path / "out")
+    said = [m for m in caplog.messages if "have no row in the" in m]
+    assert ["users table" in m for m in said] == [True, False]
     folder = PreparedFolder.open(tmp_path / "out")
     assert folder.shards == [0]
     assert_same_log(folder.read(), prepare(config))

@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from tfcsmf.config import Config
 from tfcsmf.data.kinds import check_ignored, encode_table, fit_encoders
+from tfcsmf.data.log import warn_of_missing_rows
 from tfcsmf.data.prepare import (
     describe_entities,
     wants_times,
@@ -138,6 +139,8 @@ class Write(Round):
                 )
             if table is not None:
                 missing[role] = _absent(vocabulary, table)
+                met = pl.Series(vocabulary.positions < vocabulary.met)
+                warn_of_missing_rows(vocabulary.ids.filter(met), table)
             written |= self._write_entities(role, entities[role])
         names = plan.objectives
         counts = facts["counts"].tolist()
