@@ -1,6 +1,7 @@
 """The event log: normalisation, and one test per rule."""
 
 import datetime
+from decimal import Decimal
 
 import polars as pl
 import pytest
@@ -32,6 +33,8 @@ def load(tmp_path, events, items=None, users=None, objectives=("view",), **data)
     [
         ([1, 2], ["1", "2"]),
         ([12.0, 1.5, float("nan")], ["12", "1.5", None]),
+        ([Decimal(10**19 + 1), Decimal(-10)], ["10000000000000000001", "-10"]),
+        ([Decimal("12.00"), Decimal("100.50"), None], ["12", "100.5", None]),
         ([True, None], ["true", None]),
         (["", "ü b"], [None, "ü b"]),
         ([datetime.date(2024, 1, 2)], ["2024-01-02"]),

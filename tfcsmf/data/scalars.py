@@ -39,9 +39,10 @@ def as_text(series: pl.Series) -> pl.Series:
             f"dates). Received: {kind}. Write it as one of these; a feature may also "
             "be listed in data.ignore."
         )
-    if kind.is_decimal():
-        series = series.cast(pl.Float64)
-    if series.dtype.is_float():
+    if kind.is_decimal():  # exact, where a float has 53 bits
+        text = series.cast(pl.String)
+        return text.str.replace(r"(\.\d*?)0+$", "${1}").str.strip_suffix(".")
+    if kind.is_float():
         series = series.cast(pl.Float64)
         value = pl.col(series.name)
         whole = value.is_finite() & (value == value.round()) & (value.abs() < 2.0**63)
