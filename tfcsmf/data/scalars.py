@@ -136,7 +136,9 @@ def _parse_times(series: pl.Series) -> pl.Series:
             return exact
         return _whole_times(numbers)
     name = series.name
-    spaced = pl.col(name).str.replace("T", " ", literal=True).str.replace("Z$", "")
+    # Zones first: "UTC" has a "T" too.
+    spaced = pl.col(name).str.replace(r"( ?UTC|Z)$", "")
+    spaced = spaced.str.replace("T", " ", literal=True)
     readings = [
         spaced.str.to_datetime(
             pattern, time_unit="us", time_zone="UTC", strict=False, ambiguous="null"
