@@ -1,11 +1,12 @@
 """Reading tables: what is accepted, in which order, and every refusal."""
 
+import datetime
 import gzip
 
 import polars as pl
 import pytest
 
-from tfcsmf.data.reader import read_table
+from tfcsmf.data.reader import read_table, scan_table
 from tfcsmf.errors import DataError
 
 FRAME = pl.DataFrame({"user_id": ["a", "b"], "n": [1, 2]})
@@ -21,7 +22,41 @@ def test_folder_is_read_recursively_in_sorted_order(tmp_path):
     FRAME.write_parquet(tmp_path / "_tmp" / "a.parquet")
     table = read_table(str(tmp_path), "events")
     assert table["n"].to_list() == [1, 2, 9, 9]
-    assert table.columns == ["user_id", "n"]
+    assert table["part"].to_list() == [None, None, 2, 2]
+    assert table.columns == ["user_id", "n", "part"]
+
+
+@pytest.mark.parametrize("read", [read_table, lambda *a: scan_table(*a).collect()])
+def test_folders_in_the_manner_of_hive_are_columns(tmp_path, read):
+    for day, split in (("2024-01-30", "train"), ("2024-01-31", "a%2Fb")):
+        folder = tmp_path / "x=1" / "log" / f"date={day}" / f"split={split}" / "n=5"
+        folder.mkdir(parents=True)
+        FRAME.write_parquet(folder / "part-0.parquet")
+    days = [datetime.date(2024, 1, 30), datetime.date(2024, 1, 31)]
+    # A column of the file goes first; folders above the path are not looked at.
+    expected = pl.DataFrame(
+        {
+            "user_id": ["a", "b"] * 2,
+            "n": [1, 2] * 2,
+            "date": [days[0]] * 2 + [days[1]] * 2,
+            "split": ["train"] * 2 + ["a/b"] * 2,
+        }
+    )
+    log = tmp_path / "x=1" / "log"
+    assert read(str(log), "events").equals(expected)
+    assert read(str(log / "date=*" / "**" / "*.parquet"), "events").equals(expected)
+    one = read(str(log / "date=2024-01-31"), "events")
+    assert one.columns == ["user_id", "n", "split"]
+    (file,) = (log / "date=2024-01-31").glob("*/*/*")
+    assert read(str(file), "events").columns == ["user_id", "n"]
+
+
+def test_folders_of_csv_files_are_columns(tmp_path):
+    for year in ("2024", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"year={year}").mkdir()
+        (tmp_path / f"year={year}" / "x.csv").write_text("a,b\n1,x\n")
+    table = read_table(str(tmp_path), "items")
+    assert table.rows() == [(1, "x", 2024), (1, "x", None)]
 
 
 def test_glob_and_column_order(tmp_path):

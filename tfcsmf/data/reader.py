@@ -5,6 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
+from typing import TypeVar
+from urllib.parse import unquote
 
 import polars as pl
 
@@ -16,6 +19,10 @@ _KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV", ".csv.gz": "CS
 _INTEGER = r"^-?(0|[1-9]\d{0,17})$"
 _DECIMAL = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$|^-?(?i:nan|inf)$"
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
+# What Hive and Spark call a folder of missing values.
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+_Table = TypeVar("_Table", pl.DataFrame, pl.LazyFrame)
 
 
 def read_table(path: str, role: str) -> pl.DataFrame:
@@ -25,7 +32,8 @@ def read_table(path: str, role: str) -> pl.DataFrame:
       path: a Parquet or CSV file (also .csv.gz), a folder of them (searched
         recursively, names starting with "_" or "." left out), or a glob. Files
         are read in sorted order. Empty CSV fields are missing values; CSV
-        columns become integers, decimals or dates where every value is one.
+        columns become integers, decimals or dates where every value is one. So do
+        columns that only the names of folders give (`folder_columns`).
       role: what the table is for, named in errors: "events", "items", "users".
 
     Raises:
@@ -41,7 +49,7 @@ def read_table(path: str, role: str) -> pl.DataFrame:
         )
     kind = kinds.pop()
     frames = [_read(file, kind, role) for file in files]
-    table = _join(frames, files, role)
+    table = _join(_completed(frames, files, path), files, role)
     if table.height == 0:
         raise DataError(
             f"The {role} table should have rows. Received none in {path!r}."
@@ -60,10 +68,13 @@ def scan_table(path: str, role: str) -> pl.LazyFrame:
     files = find_files(path, role)
     if {_kind(file, role) for file in files} != {"Parquet"}:
         return read_table(path, role).lazy()
-    _join([_read(file, "Parquet", role, rows=0) for file in files], files, role)
-    scans = [
-        pl.scan_parquet(file, glob=False, hive_partitioning=False) for file in files
-    ]
+    heads = [_read(file, "Parquet", role, rows=0) for file in files]
+    _join(_completed(heads, files, path), files, role)
+    scans = _completed(
+        [pl.scan_parquet(file, glob=False, hive_partitioning=False) for file in files],
+        files,
+        path,
+    )
     columns = scans[0].collect_schema().names()
     return pl.concat([scan.select(columns) for scan in scans], how="vertical_relaxed")
 
@@ -96,6 +107,58 @@ def find_files(path: str, role: str) -> list[str]:
             f"Received: {path!r}. Current folder: {os.getcwd()!r}."
         )
     return sorted(set(files))
+
+
+def folder_columns(files: Sequence[str], path: str) -> pl.DataFrame:
+    """Returns the columns that Hive and Spark keep in the names of folders.
+
+    Args:
+      files: of a table.
+      path: what they were found by. Folders below it, or from its first wildcard on,
+        are looked at, such as `date=2024-01-31/part-0.parquet`.
+
+    Returns:
+      A row per file, with columns of the type that all values have, as in a CSV; no
+      columns where folders have no such names. Null where a file is in no such folder.
+    """
+    if os.path.isfile(path):
+        return pl.DataFrame()
+    root = path
+    if not os.path.isdir(path):
+        root = os.path.dirname(re.split(r"[*?\[]", path)[0])
+    rows = []
+    for file in files:
+        folders = os.path.dirname(os.path.relpath(file, root or ".")).split(os.sep)
+        named = (name.partition("=") for name in folders if "=" in name)
+        rows.append({name: unquote(value) for name, _, value in named if name})
+        rows[-1] = {k: v for k, v in rows[-1].items() if v != _HIVE_NULL}
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pl.DataFrame(
+        {
+            name: pl.Series([row.get(name) for row in rows], dtype=pl.String)
+            for name in names
+        }
+    )
+    return table.select(_infer(table[name]) for name in table.columns)
+
+
+def _completed(
+    tables: Sequence[_Table], files: Sequence[str], path: str
+) -> list[_Table]:
+    given = folder_columns(files, path)
+    if not given.width:
+        return list(tables)
+    return [with_constants(table, given[n]) for n, table in enumerate(tables)]
+
+
+def with_constants(table: _Table, row: pl.DataFrame) -> _Table:
+    """Adds the values of one row as columns; what the table has goes first."""
+    own = table.collect_schema().names()
+    return table.with_columns(
+        pl.lit(column[0], column.dtype).alias(column.name)
+        for column in row
+        if column.name not in own
+    )
 
 
 def _walk(folder: str) -> list[str]:
@@ -176,7 +239,7 @@ def _join(frames: list[pl.DataFrame], files: list[str], role: str) -> pl.DataFra
 
 def _infer(column: pl.Series) -> pl.Series:
     """Gives a column of texts the type that all of its values have."""
-    if column.null_count() == len(column):
+    if column.dtype != pl.String or column.null_count() == len(column):
         return column
     # A glance at the start spares most text columns the full search.
     for sample in (column.head(1000), column):

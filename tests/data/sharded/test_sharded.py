@@ -213,6 +213,18 @@ def test_rules_of_the_log_are_checked(tmp_path):
         prepare_sharded(config_of(events), tmp_path / "other")
 
 
+def test_dates_that_only_folders_name(tmp_path):
+    for day in range(1, 9):
+        folder = tmp_path / "log" / f"date=2024-01-0{day}"
+        folder.parent.mkdir(exist_ok=True)
+        write_events(folder, seed=day, size=120)
+    config = config_of(str(tmp_path / "log"))
+    prepare_sharded(config, tmp_path / "out")
+    log = prepare(config)
+    assert log.summary["split"] == "time"
+    assert_same_log(PreparedFolder.open(tmp_path / "out").read(), log)
+
+
 def test_features_and_cold_entities_are_those_of_the_side_tables(tmp_path, caplog):
     events = write_events(tmp_path / "log", columns=("timestamp",))
     items = pl.DataFrame(

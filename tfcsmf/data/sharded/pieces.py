@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tfcsmf.config import Columns, Config
 from tfcsmf.data.log import PARTS, require_column, split_names
-from tfcsmf.data.reader import find_files
+from tfcsmf.data.reader import find_files, folder_columns, with_constants
 from tfcsmf.data.scalars import as_text, as_times
 from tfcsmf.data.splits import SPLIT_CODES, mix, stable_keys
 from tfcsmf.errors import DataError
@@ -44,11 +44,13 @@ class Piece:
       path: of the file.
       group: number of the row group.
       first: number of its first row in the log.
+      given: a row of what the names of its folders say; `None` if nothing.
     """
 
     path: str
     group: int
     first: int
+    given: pl.DataFrame | None = field(default=None, compare=False)
 
 
 def find_source(config: Config) -> Source:
@@ -66,7 +68,8 @@ def find_source(config: Config) -> Source:
         )
     pieces, rows = [], 0
     files = find_files(data.events, "events")
-    for file in files:
+    folders = folder_columns(files, data.events)
+    for number, file in enumerate(files):
         if not file.lower().endswith((".parquet", ".pq")):
             raise DataError(
                 "Preparation in shards reads Parquet, whose columns have types. "
@@ -79,17 +82,18 @@ def find_source(config: Config) -> Source:
                 f"The events file {file!r} cannot be read as Parquet: {error}. It may "
                 "be truncated or damaged; write it again."
             ) from error
-        columns = footer.schema_arrow.names
+        columns = [*footer.schema_arrow.names, *folders.columns]
+        given = folders[number] if folders.width else None
         for role in ("user_id", "item_id", "event"):
             require_column(columns, getattr(data.columns, role), "events", role)
         for group in range(footer.metadata.num_row_groups):
-            pieces.append(Piece(file, group, rows))
+            pieces.append(Piece(file, group, rows, given))
             rows += footer.metadata.row_group(group).num_rows
     if not rows:
         raise DataError(
             f"The events table should have rows. Received none in {data.events!r}."
         )
-    columns = pq.ParquetFile(files[0]).schema_arrow.names
+    columns = [*pq.ParquetFile(files[0]).schema_arrow.names, *folders.columns]
     wanted = data.columns.split
     split = wanted if data.split in ("auto", "file") and wanted in columns else None
     if split is None and data.split in ("auto", "file") and wanted != Columns().split:
@@ -114,10 +118,12 @@ def read_piece(piece: Piece, source: Source, config: Config) -> Iterator[pl.Data
     names = [columns.user_id, columns.item_id, columns.event]
     wanted = [*names, *(name for name in (source.split, source.time) if name)]
     first = piece.first
-    for batch in pq.ParquetFile(piece.path).iter_batches(
-        _BATCH, row_groups=[piece.group], columns=list(dict.fromkeys(wanted))
-    ):
+    file = pq.ParquetFile(piece.path)
+    own = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
+    for batch in file.iter_batches(_BATCH, row_groups=[piece.group], columns=own):
         read = pl.DataFrame(batch)
+        if piece.given is not None:
+            read = with_constants(read, piece.given)
         table = {
             role: as_text(read[name])
             for role, name in zip(("user_id", "item_id", "event"), names, strict=True)
