@@ -9,6 +9,8 @@ from tfcsmf.cascade.model import build_model
 from tfcsmf.config import Config
 from tfcsmf.data.prepare import prepare
 from tfcsmf.retrieval.export import export_cascade
+from tfcsmf.retrieval.exported import RetrievedItem
+from tfcsmf.retrieval.requests import format_items
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "retrieve.py"
 
@@ -113,3 +115,9 @@ def test_help_shows_an_example_and_every_default(main, capsys):
     assert "python pipelines/retrieve.py --model saved_models/shop" in printed
     for default in ("default: the newest", "default: none", "default 10"):
         assert default in printed
+
+
+def test_an_id_with_a_line_end_stays_in_its_row():
+    item = RetrievedItem("ü\n7", 1.5, {"buy": 0.5})
+    _, row = format_items([item], ["buy"]).splitlines()
+    assert row.split() == ["1", r"ü\n7", "1.5000", "0.5000"]

@@ -102,7 +102,10 @@ def format_items(items: Sequence[RetrievedItem], objectives: Sequence[str]) -> s
     rows = [["rank", "item_id", "score", *objectives]]
     for rank, item in enumerate(items, start=1):
         scores = [item.score, *(item.objective_scores[name] for name in objectives)]
-        rows.append([str(rank), item.item_id, *(f"{score:.4f}" for score in scores)])
+        name = item.item_id
+        if not name.isprintable():  # a line end would break the table
+            name = repr(name)[1:-1]
+        rows.append([str(rank), name, *(f"{score:.4f}" for score in scores)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
