@@ -243,8 +243,9 @@ class CascadeConfig(Section):
     # of the objectives before it; "all" those of later objectives too.
     history_access: Literal["earlier", "all"] = "earlier"
     # The first stage learns most of every item vector. Pairs with an event of a later
-    # objective are its positives too, with this weight (others have 1); 0 leaves them
-    # to their own stages (`tfcsmf.data.funnel`).
+    # objective are its positives too, and the later objectives' rows, with their own
+    # histories, are trained beside it, a pair having this weight (its own have 1). 0
+    # leaves both to their own stages (`tfcsmf.data.funnel`).
     later_weight: NonNegativeFloat = 2.0
     # nested: s_o uses blocks 1..o; disjoint: block o only.
     blocks: Literal["nested", "disjoint"] = "nested"

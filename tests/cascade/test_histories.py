@@ -7,7 +7,12 @@ import pytest
 
 from tfcsmf.cascade import capacity
 from tfcsmf.cascade.dimensions import rotate_free_dimensions
-from tfcsmf.cascade.histories import open_histories, opening_stages
+from tfcsmf.cascade.histories import (
+    close_histories,
+    lend_histories,
+    open_histories,
+    opening_stages,
+)
 from tfcsmf.cascade.model import build_model, history_stages
 from tfcsmf.cascade.pruning import CumulativePercentile
 from tfcsmf.cascade.trainer import CascadeTrainer
@@ -100,6 +105,57 @@ def test_a_later_history_counts_at_first_as_the_one_before(
     open_histories(tower, stages, 2, seed=0)
     opened = tower.history_columns("history_conversion")
     np.testing.assert_array_equal(kernel.numpy()[opened], value[click])
+
+
+def test_lent_weights_are_learned_closed_and_where_their_stage_starts(
+    tiny_config, tiny_log, some_inputs
+):
+    model, stages = model_of(tiny_config, tiny_log)
+    tower, (inputs, _) = model.query_tower, some_inputs
+    without = inputs | {"history_click": inputs["history_click"][:, :0]}
+    unlent = [layer.kernel.numpy() for layer, _ in tower.encoding_kernels()]
+    lend_histories(tower, stages, seed=3)
+    for (layer, first), old in zip(tower.encoding_kernels(), unlent, strict=True):
+        value, owner = (v.numpy() for v in (layer.kernel, layer.kernel_owner))
+        click = tower.history_columns("history_click")
+        assert (owner == FREE).all()
+        np.testing.assert_array_equal(
+            value[: first + click.start], old[: first + click.start]
+        )
+        assert value[first + click.start :].any(axis=1).all()
+    learned = model.query_vectors(inputs, 0, training=True).numpy()
+    assert (learned != model.query_vectors(without, 0, training=True).numpy()).any()
+
+    close_histories(tower, stages, keep=True)
+    values = [layer.kernel.numpy() for layer, _ in tower.encoding_kernels()]
+    shares = capacity.Shares(0.3, 0.3, 0.4)
+    before = capacity.snapshot(model)
+    capacity.prune(model, 0, CumulativePercentile(), shares, stages_left=2)
+    frozen = model.query_vectors(inputs, 0).numpy()
+    np.testing.assert_array_equal(model.query_vectors(without, 0), frozen)
+    capacity.reopen(model, "keep", before, seed=0)
+    open_histories(tower, stages, 1, seed=5)
+    for (layer, first), old in zip(tower.encoding_kernels(), values, strict=True):
+        value, owner = (v.numpy() for v in (layer.kernel, layer.kernel_owner))
+        for event, wanted in (("click", FREE), ("conversion", CLOSED)):
+            columns = tower.history_columns(f"history_{event}")
+            rows = slice(first + columns.start, first + columns.stop)
+            np.testing.assert_array_equal(value[rows], old[rows])
+            assert (owner[rows] == wanted).all()
+    np.testing.assert_array_equal(model.query_vectors(inputs, 0), frozen)
+
+
+def test_what_is_lent_takes_no_part_in_pruning(tiny_config, tiny_log):
+    model, stages = model_of(tiny_config, tiny_log)
+    other, _ = model_of(tiny_config, tiny_log)
+    lend_histories(model.query_tower, stages, seed=3)
+    close_histories(model.query_tower, stages, keep=True)
+    shares = capacity.Shares(0.3, 0.3, 0.4)
+    arguments = (CumulativePercentile(), shares, "unit", 2)
+    lent = capacity.prune(model, 0, *arguments)
+    assert lent == capacity.prune(other, 0, *arguments)
+    for one, two in zip(model.owned_parameters, other.owned_parameters, strict=True):
+        np.testing.assert_array_equal(one.owner, two.owner)
 
 
 def test_without_an_earlier_history_the_output_starts_as_the_identity(

@@ -221,10 +221,26 @@ def test_a_checkpoint_holds_nothing_that_is_not_needed(tmp_path, finished):
         assert ("optimizer" in groups) <= (step > 0)
 
 
+def test_the_first_stage_teaches_the_later_ones_beside_its_own(finished, tmp_path):
+    names, rows = finished.log.objectives, {}
+    for weight in (0, 2):
+        config = _config(f"cascade.later_weight={weight}")
+        trainer = _trainer(config, tmp_path / str(weight), finished.log)
+        own, other = (trainer._batches(name) for name in names[:2])
+        rows[weight] = own.rows
+        assert set(own.rows.labels) == ({0, 1, 2} if weight else {0})
+        assert not other.rows.labels.any()
+        batch = next(iter(own.dataset(1.0, 0, 0, 1)))
+        assert ("history_click" in batch["query"]) == bool(weight)
+    # Its own are the same, in this log whose clicks were all exposed.
+    mine = rows[2].labels == 0
+    np.testing.assert_array_equal(rows[2].users[mine], rows[0].users)
+
+
 def test_users_of_many_events_have_few_rows(finished, tmp_path):
     rows = {}
     for most in (1000, 2):
-        config = _config(f"data.rows_per_user={most}")
+        config = _config(f"data.rows_per_user={most}", "cascade.later_weight=0")
         trainer = _trainer(config, tmp_path / str(most), finished.log)
         rows[most] = len(trainer._batches("exposure").rows)
     assert rows[1000] > 5 * rows[2] and rows[2] <= 2 * 60

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfcsmf.data.batches import BatchSettings, StageBatches
-from tfcsmf.data.funnel import with_later_events
+from tfcsmf.data.funnel import joint_lessons, with_later_events
 from tfcsmf.data.lists import distinct_lists
 from tfcsmf.data.prepared import Examples, Pairs
 from tfcsmf.data.rows import NO_TIME, NUM_RESERVED
@@ -45,16 +45,13 @@ def small(tiny_log):
 
 
 def test_by_hand(small):
-    joined = with_later_events(small, 3.0)
+    joined = with_later_events(small)
     # (0, 5) is exposed already; of a pair's later events the first objective's, and of
     # several of one objective the first, is taken, at its own time.
     assert listed(joined.train["exposure"]) == [
         (0, 5, 1), (0, 2, 3), (0, 7, 4), (1, 5, 1), (2, 8, 1), (2, 5, 3)
     ]  # fmt: skip
-    # All but (2, 5) have a later event; the mean is 1.
-    np.testing.assert_allclose(
-        joined.train["exposure"].weights, np.array([3, 3, 3, 3, 3, 1]) * 6 / 16
-    )
+    assert joined.train["exposure"].weights is None
     # Histories end where they ended for the event that was taken.
     assert joined.train["exposure"].history_end[1].tolist() == [3, 3]
     assert joined.train["exposure"].history_end[4].tolist() == [201, 1]
@@ -64,24 +61,22 @@ def test_by_hand(small):
         assert joined.known[name] is small.known[name]
 
 
-def test_nothing_changes_without_weight_or_later_objective(small):
-    assert with_later_events(small, 0.0) is small
+def test_nothing_changes_without_a_later_objective(small):
     alone = replace(small, objectives=("exposure",))
-    assert with_later_events(alone, 4.0) is alone
+    assert with_later_events(alone) is alone
 
 
 def test_no_event_of_the_first_objective_is_lost(tiny_log):
     # Every click of the simulator is of an item shown before: nothing is added.
-    joined = with_later_events(tiny_log, 1.0)
+    joined = with_later_events(tiny_log)
     assert listed(joined.train["exposure"]) == listed(tiny_log.train["exposure"])
-    np.testing.assert_allclose(joined.train["exposure"].weights, 1.0)
     known = joined.known["exposure"], tiny_log.known["exposure"]
     np.testing.assert_array_equal(known[0].items, known[1].items)
     np.testing.assert_array_equal(known[0].offsets, known[1].offsets)
 
 
 def test_held_out_pairs_stay_held_out(untimed_log):
-    joined = with_later_events(untimed_log, 1.0)
+    joined = with_later_events(untimed_log)
     assert (untimed_log.train["click"].pairs.times == NO_TIME).all()
     part = joined.validation["exposure"]
     users = np.repeat(part.users, np.diff(part.targets.offsets)).tolist()
@@ -91,32 +86,75 @@ def test_held_out_pairs_stay_held_out(untimed_log):
     assert held and not held & trained
 
 
-@pytest.mark.parametrize("log", ["tiny_log", "untimed_log"])
-def test_batches_weigh_each_positive_by_its_pair(log, request):
-    log = request.getfixturevalue(log)
-    joined = with_later_events(log, 3.0)
-    settings = BatchSettings(16, 0, 0, 6, seed=1, whole_catalogue=100)
-    batches = StageBatches(joined, "exposure", settings)
-    later = set()
+def test_lessons_by_hand(small):
+    lessons = joint_lessons(small, [1.0, 3.0, 3.0])
+    examples = lessons.log.train["exposure"]
+    assert listed(examples) == [
+        *listed(small.train["exposure"]),
+        *listed(small.train["click"]),
+        *listed(small.train["conversion"]),
+    ]
+    assert lessons.labels.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    np.testing.assert_allclose(
+        examples.weights, np.array([1, 1, 3, 3, 3, 3, 3, 3, 3]) * 9 / 23
+    )
+    users = small.users.size
+    known = lessons.log.known["exposure"]
+    for label, name in enumerate(small.objectives):
+        for user in range(users):
+            wanted = small.known[name].row(user).tolist()
+            assert known.row(label * users + user).tolist() == wanted
     for name in ("click", "conversion"):
-        pairs = log.train[name].pairs
-        later |= set(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True))
-    low, high = np.unique(joined.train["exposure"].weights)
-    assert high == pytest.approx(3 * low)
-    met = set()
-    for batch in batches.dataset(1.0, 0, 0, 3):
-        rows, columns = batch["positives"].numpy().T
-        # Table rows of users count from the reserved ones.
+        assert lessons.log.train[name] is small.train[name]
+
+
+@pytest.mark.parametrize("log", ["tiny_log", "untimed_log"])
+def test_rows_of_every_label_see_their_histories_and_weigh_what_they_should(
+    log, request
+):
+    log = request.getfixturevalue(log)
+    names = log.objectives
+    lessons = joint_lessons(with_later_events(log), [1.0, 2.0, 2.0])
+    settings = BatchSettings(
+        64, 0, 0, 6, seed=1, whole_catalogue=100, target_share=0.5, visible_share=1.0
+    )
+    opening = {name: label for label, name in enumerate(names)}
+    batches = StageBatches(
+        lessons.log, names[0], settings, lessons.labels, names, opening
+    )
+    assert batches.num_examples == len(lessons.log.train[names[0]].pairs) - sum(
+        len(log.train[name].pairs) for name in names[1:]
+    )
+    low, high = np.unique(lessons.log.train[names[0]].weights)
+    assert high == pytest.approx(2 * low)
+    shown = np.zeros((3, 3), int)  # entries by label, and event
+    for batch in batches.dataset(1.0, 0, 0, batches.steps_per_epoch()):
         query = batch["rows"]["user_id"].numpy()[batch["query"]["user_id"].numpy()]
+        rows, columns = batch["positives"].numpy().T
         users = query[rows] - NUM_RESERVED
         items = batch["items"].numpy()[columns]
-        expected = [
-            high if pair in later else low
-            for pair in zip(users.tolist(), items.tolist(), strict=True)
+        weights = batch["weight"].numpy()
+        lengths = [
+            batch["query"][f"history_{name}"].row_lengths().numpy() for name in names
         ]
-        np.testing.assert_array_equal(batch["weight"], np.float32(expected))
-        met |= set(expected)
-    assert met == {low, high}
-    # Other stages count all alike.
-    other = StageBatches(joined, "click", settings).dataset(1.0, 0, 0, 1)
-    assert "weight" not in next(iter(other))
+        for row in range(len(query)):
+            mine = rows == row
+            (weight,) = set(weights[mine].tolist())
+            entries = [length[row] for length in lengths]
+            label = 0
+            if weight == np.float32(high):
+                pairs = set(
+                    zip(users[mine].tolist(), items[mine].tolist(), strict=True)
+                )
+                label = 2 if pairs <= pairs_of(log.train[names[2]]) else 1
+                assert pairs <= pairs_of(log.train[names[label]])
+                # Both fit if all of a row's clicks became conversions.
+                label = max(label, 2 * int(entries[2] > 0))
+            assert not any(entries[label + 1 :])
+            shown[label] += entries
+    assert (np.diag(shown) > 0).all() and shown[2, 0] and shown[1, 0]
+
+
+def pairs_of(examples):
+    pairs = examples.pairs
+    return set(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True))

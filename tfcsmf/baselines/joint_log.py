@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.funnel import joint_lessons
 from tfcsmf.data.lists import union_lists
-from tfcsmf.data.prepared import Csr, Examples, Pairs, PreparedLog
-from tfcsmf.evaluation.lists import from_lengths
+from tfcsmf.data.prepared import PreparedLog
 
 
 @dataclass(frozen=True)
@@ -46,32 +46,23 @@ def join(log: PreparedLog, one_score: bool) -> JointLog:
         never a negative of that user; else only a positive of the same objective.
     """
     name = "+".join(log.objectives)
-    parts = [log.train[objective] for objective in log.objectives]
-    sizes = np.array([len(part.pairs) for part in parts])
-    pairs = Pairs(
-        np.concatenate([part.pairs.users for part in parts]),
-        np.concatenate([part.pairs.items for part in parts]),
-        np.concatenate([part.pairs.times for part in parts]),
-    )
-    known = [log.known[objective] for objective in log.objectives]
+    sizes = np.array([len(log.train[part].pairs) for part in log.objectives])
     if one_score:
-        known = [union_lists(known, log.items.size)] * len(known)
-    weights = sizes.sum() / (len(sizes) * np.maximum(sizes, 1))
-    examples = Examples(
-        pairs,
-        np.concatenate([part.history_end for part in parts]),
-        np.repeat(weights.astype(np.float32), sizes),
-    )
+        lists = [log.known[objective] for objective in log.objectives]
+        whole = union_lists(lists, log.items.size)
+        log = replace(log, known=dict.fromkeys(log.objectives, whole))
+    lessons = joint_lessons(log, 1.0 / np.maximum(sizes, 1))
+    first = log.objectives[0]
     return JointLog(
         replace(
             log,
             objectives=(name,),
-            train={name: examples},
-            known={name: _stacked(known)},
+            train={name: lessons.log.train[first]},
+            known={name: lessons.log.known[first]},
         ),
         name,
         log.objectives,
-        np.repeat(np.arange(len(parts), dtype=np.int32), sizes),
+        lessons.labels,
     )
 
 
@@ -95,11 +86,3 @@ class JointBatches(StageBatches):
     def _assemble(self, rows: tf.Tensor, stateless: Any) -> Batch:
         batch = super()._assemble(rows, stateless)
         return batch | {"objective": tf.gather(self._labels, rows)}
-
-
-def _stacked(lists: list[Csr]) -> Csr:
-    """Returns the rows of the first, then those of the second, and so on."""
-    return from_lengths(
-        np.concatenate([np.diff(part.offsets) for part in lists]),
-        np.concatenate([part.items for part in lists]),
-    )

@@ -78,9 +78,13 @@ def prune(
     parameters = model.owned_parameters
 
     def values_of(parameter: OwnedParameter) -> np.ndarray:
-        if importance is None:
-            return np.abs(parameter.variable.numpy())
-        return importance[parameter.name]
+        if importance is not None:
+            return importance[parameter.name]
+        values = np.abs(parameter.variable.numpy())
+        owner = parameter.owner.numpy()
+        if owner.shape == values.shape:
+            values[owner == CLOSED] = 0.0  # lent, and in no pass yet
+        return values
 
     outputs = [p for p in parameters if p.role == "output"]
     kept = _prune_dimensions(

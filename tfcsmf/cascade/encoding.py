@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,24 @@ class Encoder:
       model: its current parameters are used at every call.
       log: users, catalogue and histories.
       history_length: last events kept per history.
+      opening: by history event, the first stage that sees it, which a pass in training
+        cannot tell from its weights; default all.
     """
 
-    def __init__(self, model: CSMF, log: PreparedLog, history_length: int) -> None:
+    def __init__(
+        self,
+        model: CSMF,
+        log: PreparedLog,
+        history_length: int,
+        opening: Mapping[str, int] | None = None,
+    ) -> None:
         self.model = model
         self.log = log
         self.history_length = history_length
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
+        self._opening = opening
         # By identity of the histories, which the log keeps alive.
-        self._query_inputs: dict[int, QueryInputs] = {}
+        self._query_inputs: dict[tuple[int, int | None], QueryInputs] = {}
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
 
     def candidates(
@@ -80,11 +89,15 @@ class Encoder:
     ) -> np.ndarray:
         """Returns u^(stage) of users at given points of their histories, [n, d]."""
         # Tables of offsets and items are uploaded once per set of histories.
-        if id(histories) not in self._query_inputs:
-            self._query_inputs[id(histories)] = QueryInputs(
-                self.log.users, histories, self.history_length
+        seen = None
+        if training and self._opening is not None:
+            seen = [event for event, first in self._opening.items() if first <= stage]
+        used = (id(histories), None if seen is None else stage)
+        if used not in self._query_inputs:
+            self._query_inputs[used] = QueryInputs(
+                self.log.users, histories, self.history_length, seen
             )
-        make = self._query_inputs[id(histories)]
+        make = self._query_inputs[used]
 
         def build() -> Compiled:
             @tf.function(

@@ -35,18 +35,53 @@ def opening_stages(
     return {event: later.get(event, 0) for event in ordered}
 
 
-def close_histories(tower: Tower, opening: Mapping[str, int]) -> None:
-    """Closes the weights of the histories that do not open with the first stage."""
+def close_histories(
+    tower: Tower, opening: Mapping[str, int], keep: bool = False
+) -> None:
+    """Closes the weights of the histories that do not open with the first stage.
+
+    Args:
+      tower: of the queries.
+      opening: see `opening_stages`.
+      keep: leave their values for the stage that opens them; else they are zero.
+    """
     later = [event for event, stage in opening.items() if stage > 0]
     for layer, first in tower.encoding_kernels():
         value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
         for event in later:
             rows = _rows(tower, event, first)
-            value[rows], owner[rows] = 0.0, CLOSED
+            owner[rows] = CLOSED
+            if not keep:
+                value[rows] = 0.0
         layer.kernel.assign(value)
         layer.kernel_owner.assign(owner)
     if tower.sequence is not None:
-        tower.sequence.close([history_name(event) for event in later])
+        tower.sequence.close([history_name(event) for event in later], keep)
+
+
+def lend_histories(tower: Tower, opening: Mapping[str, int], seed: int) -> None:
+    """Lets the first stage learn from the histories that it does not see itself.
+
+    Rows of later objectives are trained beside its own, with their histories, whose
+    weights nobody owns meanwhile. They start as those of the first stage's histories
+    do. `close_histories` with `keep` ends it.
+    """
+    later = [event for event, stage in opening.items() if stage > 0]
+    for layer, first in tower.encoding_kernels():
+        value, owner = layer.kernel.numpy(), layer.kernel_owner.numpy()
+        draws = tf.keras.initializers.GlorotUniform(seed=seed)(value.shape).numpy()
+        for event in later:
+            rows = _rows(tower, event, first)
+            owner[rows] = FREE
+            if layer is tower.output_layer:
+                value[rows] = tower.history_start(value.shape[1]).numpy()
+            else:
+                value[rows] = draws[rows]
+        layer.kernel.assign(value)
+        layer.kernel_owner.assign(owner)
+    if tower.sequence is not None:
+        for event in later:
+            tower.sequence.open(history_name(event), FREE, seed)
 
 
 def open_histories(
@@ -54,8 +89,9 @@ def open_histories(
 ) -> None:
     """Gives a stage the weights of the histories that open with it.
 
-    Those of the hidden layer are drawn afresh. Those of the output layer start as a
-    copy of the history's that opened last: a cart counts at first as a view does,
+    What the first stage has learned of them (`lend_histories`) is where they start.
+    Else those of the hidden layer are drawn afresh, and those of the output layer start
+    as a copy of the history's that opened last: a cart counts at first as a view does,
     whatever basis the output dimensions were turned to.
     """
     now = [event for event, first in opening.items() if first == stage]
@@ -69,13 +105,15 @@ def open_histories(
             rows = _rows(tower, event, first)
             if not (owner[rows] == CLOSED).all():
                 continue  # opened before, or trained with all
+            owner[rows] = FREE
+            if value[rows].any():
+                continue  # learned beside the first stage
             if layer is not tower.output_layer:
                 value[rows] = draws[rows]
             elif model is not None:
                 value[rows] = value[_rows(tower, model, first)]
             else:
                 value[rows] = tower.history_start(value.shape[1]).numpy()
-            owner[rows] = FREE
         layer.kernel.assign(value)
         layer.kernel_owner.assign(owner)
     if tower.sequence is not None:

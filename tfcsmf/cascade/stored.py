@@ -54,5 +54,12 @@ class StoredTrainer(CascadeTrainer):
             return super().train(stages)
 
     def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
-        weight = self.config.cascade.later_weight
-        return StoredBatches(self.folder, objective, settings, weight)
+        if not self._teaches_later(self.log.objectives.index(objective)):
+            return StoredBatches(self.folder, objective, settings)
+        return StoredBatches(
+            self.folder,
+            objective,
+            settings,
+            self._lesson_weights,
+            self._history_stages,
+        )

@@ -18,7 +18,11 @@ from tfcsmf.cascade.checkpoints import Checkpoint, CheckpointStore, SavePace
 from tfcsmf.cascade.dimensions import measure_dimensions
 from tfcsmf.cascade.encoding import Encoder
 from tfcsmf.cascade.frozen import FrozenScores
-from tfcsmf.cascade.histories import open_histories
+from tfcsmf.cascade.histories import (
+    close_histories,
+    lend_histories,
+    open_histories,
+)
 from tfcsmf.cascade.model import CSMF, history_stages
 from tfcsmf.cascade.progress import Progress
 from tfcsmf.cascade.pruning import make_criterion
@@ -29,7 +33,7 @@ from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import ClusterConfig, Config
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
-from tfcsmf.data.funnel import with_later_events
+from tfcsmf.data.funnel import joint_lessons, with_later_events
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
@@ -74,12 +78,16 @@ class CascadeTrainer:
         workers: Workers | None = None,
     ) -> None:
         self.config = config
-        self.log = log = with_later_events(log, config.cascade.later_weight)
+        if config.cascade.later_weight:
+            log = with_later_events(log)
+        self.log = log
         self.model = model
         self.show_progress = show_progress
         self.workers = workers
-        self.encoder = Encoder(model, log, config.data.history_length)
         self._history_stages = history_stages(config, log)
+        self.encoder = Encoder(
+            model, log, config.data.history_length, self._history_stages
+        )
         self.store = CheckpointStore(
             Path(directory) / "checkpoints", config.cascade.keep_checkpoints
         )
@@ -169,6 +177,8 @@ class CascadeTrainer:
             self._run_phase(step, batches, 1.0, settings.epochs, settings.patience)
             progress.epochs = progress.step // batches.steps_per_epoch()
             progress.best_epoch = progress.best_step // batches.steps_per_epoch()
+            if self._teaches_later(stage):
+                close_histories(self.model.query_tower, self._history_stages, keep=True)
             last = stage == self.num_stages - 1 and not self.config.cascade.reserve
             if last:
                 capacity.take_over(self.model, stage)
@@ -192,6 +202,7 @@ class CascadeTrainer:
 
     def _batches(self, objective: str) -> StageBatches:
         loss, data = self.config.loss, self.config.data
+        stage = self.log.objectives.index(objective)
         batches = self._make_batches(
             objective,
             BatchSettings(
@@ -203,7 +214,7 @@ class CascadeTrainer:
                 tuple(
                     event
                     for event, first in self._history_stages.items()
-                    if first <= self.log.objectives.index(objective)
+                    if first <= stage or self._teaches_later(stage)
                 ),
                 data.target_share,
                 data.visible_share,
@@ -224,7 +235,26 @@ class CascadeTrainer:
         return make_sampler(name, self.log, objective, self.config, self.clusters)
 
     def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
-        return StageBatches(self.log, objective, settings)
+        if not self._teaches_later(self.log.objectives.index(objective)):
+            return StageBatches(self.log, objective, settings)
+        lessons = joint_lessons(self.log, self._lesson_weights)
+        return StageBatches(
+            lessons.log,
+            objective,
+            settings,
+            lessons.labels,
+            self.log.objectives,
+            self._history_stages,
+        )
+
+    @property
+    def _lesson_weights(self) -> list[float]:
+        """Weights of a pair in the first stage, by objective."""
+        return [1.0] + [self.config.cascade.later_weight] * (self.num_stages - 1)
+
+    def _teaches_later(self, stage: int) -> bool:
+        """Returns whether rows of later objectives are trained beside the stage's."""
+        return stage == 0 < self.num_stages - 1 and self.config.cascade.later_weight > 0
 
     def _open(self, stage: int, batches: StageBatches) -> None:
         """Points the model at a stage; reopens freed capacity when it begins."""
@@ -240,6 +270,8 @@ class CascadeTrainer:
         )
         model.negatives = stage_negatives(self.config, batches, model.dimension)
         beginning = progress.phase == "train" and progress.step == 0
+        if beginning and self._teaches_later(stage):
+            lend_histories(model.query_tower, self._history_stages, self.config.seed)
         if stage > 0 and beginning:
             previous = self.config.stage(self.log.objectives[stage - 1])
             before, seed = self.state.before_pruning, self.config.seed + stage

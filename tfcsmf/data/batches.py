@@ -7,7 +7,7 @@ run therefore continues at batch g + 1 with exactly the batches it would have se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,14 @@ class StageBatches:
       labels: int32 [examples], what tells rows of one user apart; see
         `group_examples`.
       label_events: the event of each label; the objective by default.
+      first_labels: by history event, the first label whose rows see it; 0, so all, by
+        default.
 
     Attributes:
       rows: the examples by query.
       sampler: draws the negatives; not used with a whole catalogue.
       known: lists of known positives, see `known_lists`.
+      num_examples: number of examples of the first label, repeated ones included.
       has_whole_catalogue: see `BatchSettings.whole_catalogue`.
       probability: float32 [C], the chance that one draw of a negative is each
         candidate: the mixture of all sources. None where nothing is drawn.
@@ -112,8 +115,13 @@ class StageBatches:
         settings: BatchSettings,
         labels: np.ndarray | None = None,
         label_events: tuple[str, ...] | None = None,
+        first_labels: Mapping[str, int] | None = None,
     ) -> None:
         self.examples = log.train[objective]
+        self.num_examples = len(self.examples.pairs)
+        if labels is not None:
+            self.num_examples = int(np.sum(labels == 0))
+        self._first_labels = dict(first_labels or {})
         self.level = log.objectives.index(objective)
         self.settings = settings
         self.rows = group_examples(self.examples, labels, settings.rows_per_user)
@@ -167,11 +175,6 @@ class StageBatches:
                 sampling_probability(self.rows.items, self.num_items),
                 hard,
             )
-
-    @property
-    def num_examples(self) -> int:
-        """Number of examples, repeated ones included."""
-        return len(self.examples.pairs)
 
     def _probability(
         self, per_row: float, examples: np.ndarray, hard: np.ndarray | None
@@ -268,14 +271,21 @@ class StageBatches:
         owners, slots, hidden = self._targets(rows, self.num_items, stateless(_TARGETS))
         targets = tf.gather(self._items, slots)
         # One list of known positives per label and user.
-        known = tf.gather(self._labels, rows) * self.num_users + users
+        labels = tf.gather(self._labels, rows)
+        known = labels * self.num_users + users
         columns, items, more = self._columns(
             targets, tf.gather(known, owners), stateless
         )
         pool = items[: more["pool"]] if "pool" in more else items
         if self._weights is not None:
             more["weight"] = tf.gather(self._weights, slots)
-        query = self._queries(users, tf.gather(self._history_end, rows), hidden.keeps)
+
+        def keeps(event: str, owners: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+            kept = hidden.keeps(event, owners, positions)
+            first = self._first_labels.get(event, 0)
+            return kept & (tf.gather(labels, owners) >= first) if first else kept
+
+        query = self._queries(users, tf.gather(self._history_end, rows), keeps)
         excluded = known_pairs(*self.known, known, pool)
         if not self.has_whole_catalogue:
             apart = self.sampler.kept_apart(targets, pool)

@@ -135,12 +135,17 @@ class QuerySequence(OwnedLayer):
         ]
         return tf.stack(projected, axis=1)
 
-    def close(self, names: Sequence[str]) -> None:
-        """Hides histories from all passes until they are opened."""
+    def close(self, names: Sequence[str], keep: bool = False) -> None:
+        """Hides histories from all passes until they are opened.
+
+        Args:
+          names: of the histories.
+          keep: leave the rows of their events as they are; else they are zero.
+        """
         owner = self.history_owner.numpy()
         owner[[self.histories.index(name) for name in names]] = CLOSED
         self.history_owner.assign(owner)
-        self._own_events(names, FREE, CLOSED, None)
+        self._own_events(names, FREE, CLOSED, keep=keep)
 
     def open(self, name: str, stage: int, seed: int) -> None:
         """Shows a closed history to a stage and those after it."""
@@ -150,12 +155,20 @@ class QuerySequence(OwnedLayer):
             return  # opened before, or trained with all
         owner[number] = stage
         self.history_owner.assign(owner)
-        self._own_events([name], CLOSED, FREE, seed)
+        self._own_events([name], CLOSED, FREE, seed, keep=True)
 
     def _own_events(
-        self, names: Sequence[str], before: int, after: int, seed: int | None
+        self,
+        names: Sequence[str],
+        before: int,
+        after: int,
+        seed: int | None = None,
+        keep: bool = False,
     ) -> None:
-        """Gives rows of the event table to another owner, with zeros or draws."""
+        """Gives rows of the event table to another owner.
+
+        They get draws, with a seed, or zeros; with `keep` only if they are all zero.
+        """
         table: MaskedEmbedding | None = getattr(self.encoder, "event_table", None)
         if table is None:
             return
@@ -167,6 +180,8 @@ class QuerySequence(OwnedLayer):
         if seed is not None:
             rng = np.random.default_rng([seed, rows[0]])
             drawn = rng.normal(0.0, table.scale, value.shape).astype(np.float32)
+        if keep and value[rows].any():
+            drawn = value
         table.table.assign(np.where(moved, drawn, value))
         table.table_owner.assign(np.where(moved, np.int8(after), owner))
 

@@ -9,7 +9,7 @@ from test_sharded import config_of, write_events
 
 from tfcsmf.config import HardestConfig
 from tfcsmf.data.batches import BatchSettings, StageBatches
-from tfcsmf.data.funnel import with_later_events
+from tfcsmf.data.funnel import joint_lessons, with_later_events
 from tfcsmf.data.prepare import prepare
 from tfcsmf.data.query_rows import group_examples
 from tfcsmf.data.sharded.folder import PreparedFolder
@@ -161,24 +161,49 @@ def samplers(folder):
     "objective", ["view", pytest.param("cart", marks=pytest.mark.slow)]
 )
 def test_batches_of_one_pool_are_those_of_the_log_in_memory(folder, objective):
-    log = with_later_events(folder.read(), 2.0)
+    log = with_later_events(folder.read())
     settings = dataclasses.replace(SETTINGS, sampler=samplers(folder)[objective])
-    stored = StoredBatches(folder, objective, settings, later_weight=2.0)
+    stored = StoredBatches(folder, objective, settings)
     memory = StageBatches(log, objective, settings)
     assert stored.num_examples == memory.num_examples
+    for batch in assert_same_batches(stored, memory):
+        assert "weight" not in batch
+        assert ("own" in batch) == (objective == "cart")
+
+
+def assert_same_batches(stored, memory):
+    """Returns the batches; those of one pool and of memory are the same."""
     steps = stored.steps_per_epoch()
     assert steps == memory.steps_per_epoch()
-    mine, theirs = (b.dataset(1.0, 1, 1, steps + 2) for b in (stored, memory))
+    mine, theirs = (list(b.dataset(1.0, 1, 1, steps + 2)) for b in (stored, memory))
     for one, other in zip(mine, theirs, strict=True):
-        assert ("weight" in one) == (objective == "view")
-        assert ("own" in one) == (objective == "cart")
         assert_equal_batches(one, other)
     assert (stored.probability == memory.probability).all()
+    return mine
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rows_of_later_objectives_are_those_of_the_log_in_memory(folder, own):
+    log, weights = with_later_events(folder.read()), [1.0, 3.0, 3.0]
+    settings = SETTINGS
+    if own:
+        settings = dataclasses.replace(settings, sampler=samplers(folder)["cart"])
+    opening = {"view": 0, "cart": 1, "buy": 2}
+    lessons = joint_lessons(log, weights)
+    memory = StageBatches(
+        lessons.log, "view", settings, lessons.labels, log.objectives, opening
+    )
+    stored = StoredBatches(folder, "view", settings, weights, opening)
+    assert stored.num_examples == memory.num_examples
+    met = set()
+    for batch in assert_same_batches(stored, memory):
+        met |= set(batch["weight"].numpy().tolist())
+    assert len(met) == 2
 
 
 def test_hard_negatives_are_pairs_of_the_level_before_without_this_one(folder):
     settings = dataclasses.replace(SETTINGS, hard_negatives=4000, uniform_negatives=0)
-    log = with_later_events(folder.read(), 2.0)
+    log = with_later_events(folder.read())
     memory = StageBatches(log, "cart", settings)
     stored = StoredBatches(folder, "cart", settings)
     np.testing.assert_allclose(stored.probability, memory.probability, rtol=1e-6)
@@ -219,7 +244,7 @@ def test_users_of_many_events_have_the_rows_they_have_in_memory(tmp_path):
     config = config_of(
         str(tmp_path / "events"), split="leave_last_out", validation_users=3
     )
-    log = with_later_events(prepare(config), 2.0)
+    log = with_later_events(prepare(config))
     for code, name in enumerate(log.objectives):
         expected = group_examples(log.train[name], rows_per_user=2)
         assert len(expected) < len(group_examples(log.train[name]))

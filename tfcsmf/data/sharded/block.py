@@ -51,8 +51,7 @@ class Block:
         - `history/<h>/lengths` [n], `/items` and, if wanted, `/times`, by number of the
           history event;
         - `rows/<s>/users` [R], `/ends` [R, H], `/lengths` [R], `/items`: the rows of
-          `QueryRows`, by number of the objective; `rows/0/later`, with later events
-          as positives of the first one: 1 where an item has one, else 0;
+          `QueryRows`, by number of the objective;
         - `known/<s>/lengths` [n], `/items`.
       evaluation: for validation, and for test queries:
 
@@ -67,14 +66,14 @@ class Block:
         - `targets/<s>`, of the rows' positives;
         - `popularity/<s>`, of distinct pairs in training and validation;
         - `hard/<s>`, of distinct pairs of the level before without this one's event.
-      later: examples of the first objective, and how many of them have a later event.
+      later: examples of the first objective, with those of later events.
     """
 
     train: Arrays
     evaluation: tuple[Arrays, Arrays]
     counts: np.ndarray
     items: Arrays
-    later: tuple[int, int]
+    later: int
 
 
 def build_block(bucket: Bucket, plan: Plan, timed: bool, with_later: bool) -> Block:
@@ -97,11 +96,8 @@ def build_block(bucket: Bucket, plan: Plan, timed: bool, with_later: bool) -> Bl
     items: Arrays = {
         f"examples/{code}": part.pairs.items for code, part in enumerate(examples)
     }
-    counts = [len(examples[0].pairs), 0]
     if with_later and len(examples) > 1:
         examples[0], known[0] = joined_with_later(examples, known, log.num_items)
-        assert examples[0].weights is not None  # for the type checker
-        counts = [len(examples[0].pairs), int(examples[0].weights.sum())]
     train: Arrays = {"users": positions} | _history_arrays("", histories, None)
     validation: list[EvaluationSet] = []
     test: list[EvaluationSet] = []
@@ -147,7 +143,7 @@ def build_block(bucket: Bucket, plan: Plan, timed: bool, with_later: bool) -> Bl
         ),
         np.array(table),
         items,
-        (counts[0], counts[1]),
+        len(examples[0].pairs),
     )
 
 
@@ -210,15 +206,12 @@ def _relative(ends: np.ndarray, histories: Histories, users: np.ndarray) -> np.n
 
 
 def _row_arrays(name: str, rows: QueryRows, histories: Histories) -> Arrays:
-    arrays = {
+    return {
         f"{name}/users": rows.users,
         f"{name}/ends": _relative(rows.history_end, histories, rows.users),
         f"{name}/lengths": np.diff(rows.offsets),
         f"{name}/items": rows.items,
     }
-    if rows.weights is not None:
-        arrays[f"{name}/later"] = rows.weights
-    return arrays
 
 
 def _list_arrays(name: str, lists: Csr) -> Arrays:

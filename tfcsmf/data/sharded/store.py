@@ -88,7 +88,7 @@ class Write(Round):
         rows = [len(block.train[f"rows/{code}/users"]) for code in numbers]
         facts: Facts = {
             "counts": block.counts,
-            "later": np.array(block.later),
+            "later": np.array([block.later]),
             "shards": {bucket.number: [len(block.train["users"]), *rows]},
             "files": {bucket.number: files},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,9 @@ class StoredBatches(StageBatches):
       objective: whose examples are the positives.
       settings: see `BatchSettings`; samplers with negatives of earlier batches need the
         log in memory.
-      later_weight: of positives of the first objective with a later event, next to 1 of
-        the others, where the log was prepared with them.
+      weights: of a pair of each objective, as in `joint_lessons`, if their rows are
+        trained beside the first one's; else those of `objective` are all.
+      first_labels: as in `StageBatches`.
       together: shards of a pool, >= 1; more where an objective has few rows.
 
     Raises:
@@ -55,7 +56,8 @@ class StoredBatches(StageBatches):
         folder: PreparedFolder,
         objective: str,
         settings: BatchSettings,
-        later_weight: float = 1.0,
+        weights: Sequence[float] | None = None,
+        first_labels: Mapping[str, int] | None = None,
         together: int = TOGETHER,
     ) -> None:
         code = folder.objectives.index(objective)
@@ -65,10 +67,14 @@ class StoredBatches(StageBatches):
         self.num_users = folder.users.size
         self._folder = folder
         self._files = np.array(folder.train_files())
-        self._rows = folder.rows(code)
+        # Whose rows there are, their label being the place here.
+        self._codes = [code] if weights is None else list(range(len(weights)))
+        self._first_labels = dict(first_labels or {})
+        self._rows = np.sum([folder.rows(c) for c in self._codes], axis=0)
         self._together = together
         self.batch_size = int(min(settings.batch_size, self._rows.sum()))
-        targets = folder.item_counts("targets", code)
+        counts = [folder.item_counts("targets", c) for c in self._codes]
+        targets = np.sum(counts, axis=0)
         self._trained = max(folder.items.trained, int(np.flatnonzero(targets)[-1]) + 1)
         self.has_whole_catalogue = (
             settings.sampler is None and self._trained <= settings.whole_catalogue
@@ -83,14 +89,12 @@ class StoredBatches(StageBatches):
                 f"with {self.sampler.memory} of them (cross_batch). Choose another "
                 "loss.negatives.sampler, or read the log itself (--events)."
             )
-        # Weights of positives without and with a later event, 1 on average.
-        self._later_weights: np.ndarray | None = None
-        if code == 0 and folder.with_later:
-            size, later = folder.tree["later"]
-            mean = (size - later + later_weight * later) / size
-            self._later_weights = np.array(
-                [1.0 / mean, later_weight / mean], np.float32
-            )
+        sizes = [self._examples(c) for c in self._codes]
+        self.num_examples = sizes[0]
+        self._label_weights: np.ndarray | None = None
+        if weights is not None:
+            mean = np.dot(sizes, weights) / np.sum(sizes)
+            self._label_weights = (np.asarray(weights) / mean).astype(np.float32)
         hard = folder.item_counts("hard", code) if code else np.zeros(1, np.int64)
         hard_share = hard / hard.sum() if hard.sum() else None
         self.hard_negatives = settings.hard_negatives if hard.sum() else 0
@@ -101,21 +105,21 @@ class StoredBatches(StageBatches):
         self._candidates = EntityInputs(folder.items, CANDIDATE_ID)
         self.probability = None
         if not self.has_whole_catalogue:
-            sizes, weights = np.array(folder.tree["row_lengths"][code]).T
+            lengths = [np.array(folder.tree["row_lengths"][c]) for c in self._codes]
+            row_sizes, numbers = np.concatenate(lengths).T
             per_row = expected_targets(
-                sizes, settings.target_share, folder.timed, weights
+                row_sizes, settings.target_share, folder.timed, numbers
             )
             share = (targets / targets.sum()).astype(np.float32)
             self.probability = self._probability(
                 per_row, share, hard_share if self.hard_negatives else None
             )
 
-    @property
-    def num_examples(self) -> int:
-        """Number of examples, repeated ones included."""
-        if self._later_weights is not None:
+    def _examples(self, code: int) -> int:
+        """Returns the examples of an objective, repeated ones included."""
+        if code == 0 and self._folder.with_later:
             return int(self._folder.tree["later"][0])
-        return int(self._folder.item_counts("examples", self.level).sum())
+        return int(self._folder.item_counts("examples", code).sum())
 
     def _draw_hard(self, seed: tf.Tensor) -> tf.Tensor:
         ends = self._hard_ends
@@ -236,11 +240,11 @@ class StoredBatches(StageBatches):
 
     def _parse(self, record: tf.Tensor) -> Tensors:
         """Reads the arrays of a shard that are needed."""
-        code = self.level
-        names = ["users", f"known/{code}/lengths", f"known/{code}/items"]
-        names += [f"rows/{code}/{key}" for key in ("users", "ends", "lengths", "items")]
-        if self._later_weights is not None:
-            names.append(f"rows/{code}/later")
+        names = ["users"]
+        for code in self._codes:
+            names += [f"known/{code}/lengths", f"known/{code}/items"]
+            columns = ("users", "ends", "lengths", "items")
+            names += [f"rows/{code}/{key}" for key in columns]
         keys = ["lengths", "items", *(["times"] if self._folder.tree["times"] else [])]
         for number in self._histories().values():
             names += [f"history/{number}/{key}" for key in keys]
@@ -253,17 +257,27 @@ class StoredBatches(StageBatches):
 
     def _pool(self, blocks: dict[str, tf.RaggedTensor]) -> Tensors:
         """Puts shards together: users count from 0, ends are absolute."""
-        code = self.level
-        rows = blocks[f"rows/{code}/users"]
+
+        def of_all(name: str) -> tf.Tensor:
+            """Returns an array of every label, one after the other."""
+            values = [blocks[name.format(code)].values for code in self._codes]
+            return tf.concat(values, axis=0)
+
         sizes = blocks["users"].row_lengths()
         before = tf.cast(tf.cumsum(sizes, exclusive=True), tf.int32)
-        users = rows.values + tf.repeat(before, rows.row_lengths())
+        parts_of_users, labels = [], []
+        for label, code in enumerate(self._codes):
+            rows = blocks[f"rows/{code}/users"]
+            shift = tf.repeat(before, rows.row_lengths())
+            parts_of_users.append(rows.values + shift)
+            labels.append(tf.fill(tf.shape(rows.values), label))
+        users, labels = tf.concat(parts_of_users, 0), tf.concat(labels, 0)
         columns = len(self._folder.history_events)
-        ends = tf.reshape(blocks[f"rows/{code}/ends"].values, [-1, columns])
+        ends = tf.reshape(of_all("rows/{}/ends"), [-1, columns])
         parts = tf.unstack(tf.cast(ends, tf.int64), num=columns, axis=1)
         pool: Tensors = {}
         for number in self._histories().values():
-            offsets = _offsets(blocks[f"history/{number}/lengths"])
+            offsets = _offsets(blocks[f"history/{number}/lengths"].values)
             parts[number] += tf.gather(offsets, users)
             pool[f"history/{number}/offsets"] = offsets
             for key in ("items", "times"):
@@ -273,11 +287,12 @@ class StoredBatches(StageBatches):
                     pool[name] = tf.pad(blocks[name].values, [[0, 1]])
         positions = blocks["users"].values
         inputs = self._users_table(positions)
-        known = blocks[f"known/{code}/items"].values
-        lists = blocks[f"known/{code}/lengths"].values
-        if self._later_weights is not None:
-            later = blocks[f"rows/{code}/later"].values
-            pool["weights"] = tf.gather(self._later_weights, later)
+        known = of_all("known/{}/items")
+        lists = of_all("known/{}/lengths")
+        lengths = of_all("rows/{}/lengths")
+        if self._label_weights is not None:
+            own = tf.gather(self._label_weights, labels)
+            pool["weights"] = tf.repeat(own, lengths)
         if self.sampler.own_draws:
             owners = tf.repeat(tf.range(tf.size(lists, tf.int64)), lists)
             keys = owners * self.num_items + tf.cast(known, tf.int64)
@@ -287,10 +302,10 @@ class StoredBatches(StageBatches):
             "order": tf.argsort(tf.gather(positions, users), stable=True),
             "users": users,
             "ends": tf.stack(parts, axis=1) if parts else tf.cast(ends, tf.int64),
-            "labels": tf.zeros_like(users),
-            "offsets": _offsets(blocks[f"rows/{code}/lengths"]),
-            "items": blocks[f"rows/{code}/items"].values,
-            "known/offsets": _offsets(blocks[f"known/{code}/lengths"]),
+            "labels": labels,
+            "offsets": _offsets(lengths),
+            "items": of_all("rows/{}/items"),
+            "known/offsets": _offsets(lists),
             "known/items": tf.pad(known, [[0, 1]]),
             **{f"input/{name}": column for name, column in inputs.items()},
         }
@@ -346,13 +361,16 @@ class StoredBatches(StageBatches):
         batches._items, batches._weights = rows.items, pool.get("weights")
         batches._known_keys = pool.get("known/keys")
         batches._labels = rows.labels
+        # Lists of known positives are those of every label for all users of the pool.
+        lists_of_all = tf.size(pool["known/offsets"]) - 1
+        batches.num_users = lists_of_all // len(self._codes)
         batches._history_end = rows.history_end
         batches.known = (pool["known/offsets"], pool["known/items"])
         batches._targets = TargetChooser(
             rows,
             self.settings.target_share,
             self.settings.visible_share,
-            (self._folder.objectives[self.level],),
+            tuple(self._folder.objectives[code] for code in self._codes),
             tuple(self._folder.objectives),
         )
         batches._queries = QueryInputs(
@@ -364,5 +382,5 @@ class StoredBatches(StageBatches):
         return batches
 
 
-def _offsets(lengths: tf.RaggedTensor) -> tf.Tensor:
-    return tf.pad(tf.cumsum(tf.cast(lengths.values, tf.int64)), [[1, 0]])
+def _offsets(lengths: tf.Tensor) -> tf.Tensor:
+    return tf.pad(tf.cumsum(tf.cast(lengths, tf.int64)), [[1, 0]])
