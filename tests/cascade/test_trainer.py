@@ -226,12 +226,14 @@ def test_the_first_stage_teaches_the_later_ones_beside_its_own(finished, tmp_pat
     for weight in (0, 2):
         config = _config(f"cascade.later_weight={weight}")
         trainer = _trainer(config, tmp_path / str(weight), finished.log)
-        own, other = (trainer._batches(name) for name in names[:2])
-        rows[weight] = own.rows
-        assert set(own.rows.labels) == ({0, 1, 2} if weight else {0})
-        assert not other.rows.labels.any()
-        batch = next(iter(own.dataset(1.0, 0, 0, 1)))
-        assert ("history_click" in batch["query"]) == bool(weight)
+        assert trainer._teaches_later(0) == bool(weight)
+        assert not trainer._teaches_later(1)
+        for joint in {False, bool(weight)}:
+            batches = trainer._batches(names[0], joint)
+            assert set(batches.rows.labels) == ({0, 1, 2} if joint else {0})
+            batch = next(iter(batches.dataset(1.0, 0, 0, 1)))
+            assert ("history_click" in batch["query"]) == joint
+            rows[weight] = batches.rows
     # Its own are the same, in this log whose clicks were all exposed.
     mine = rows[2].labels == 0
     np.testing.assert_array_equal(rows[2].users[mine], rows[0].users)
@@ -240,7 +242,7 @@ def test_the_first_stage_teaches_the_later_ones_beside_its_own(finished, tmp_pat
 def test_users_of_many_events_have_few_rows(finished, tmp_path):
     rows = {}
     for most in (1000, 2):
-        config = _config(f"data.rows_per_user={most}", "cascade.later_weight=0")
+        config = _config(f"data.rows_per_user={most}")
         trainer = _trainer(config, tmp_path / str(most), finished.log)
         rows[most] = len(trainer._batches("exposure").rows)
     assert rows[1000] > 5 * rows[2] and rows[2] <= 2 * 60

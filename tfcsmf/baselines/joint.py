@@ -135,7 +135,9 @@ class JointTrainer(CascadeTrainer):
         )
         self.joint = joint
 
-    def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
+    def _make_batches(
+        self, objective: str, settings: BatchSettings, joint: bool
+    ) -> StageBatches:
         return JointBatches(self.joint, settings)
 
     def validate(self, stage: int) -> float | None:

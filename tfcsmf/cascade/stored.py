@@ -53,8 +53,10 @@ class StoredTrainer(CascadeTrainer):
         with reading(self.folder.path):
             return super().train(stages)
 
-    def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
-        if not self._teaches_later(self.log.objectives.index(objective)):
+    def _make_batches(
+        self, objective: str, settings: BatchSettings, joint: bool
+    ) -> StageBatches:
+        if not joint:
             return StoredBatches(self.folder, objective, settings)
         return StoredBatches(
             self.folder,

@@ -169,7 +169,8 @@ class CascadeTrainer:
         progress, stage = self.progress, self.progress.stage
         objective = self.log.objectives[stage]
         settings = self.config.stage(objective)
-        batches = self._batches(objective)
+        joint = progress.phase == "train" and self._teaches_later(stage)
+        batches = self._batches(objective, joint)
         self._open(stage, batches)
         step = StageStep(self.model, settings, batches.element_spec, self.workers)
         if progress.phase == "train":
@@ -177,7 +178,7 @@ class CascadeTrainer:
             self._run_phase(step, batches, 1.0, settings.epochs, settings.patience)
             progress.epochs = progress.step // batches.steps_per_epoch()
             progress.best_epoch = progress.best_step // batches.steps_per_epoch()
-            if self._teaches_later(stage):
+            if joint:
                 close_histories(self.model.query_tower, self._history_stages, keep=True)
             last = stage == self.num_stages - 1 and not self.config.cascade.reserve
             if last:
@@ -193,6 +194,11 @@ class CascadeTrainer:
                 self._evaluate(stage)  # what pruning cost, and the one to beat
                 self._save(None)  # recovery starts with fresh slots
         if progress.phase == "recovery":
+            if joint:
+                batches = self._batches(objective)
+                self._open(stage, batches)
+                spec = batches.element_spec
+                step = StageStep(self.model, settings, spec, self.workers)
             step.start("recovery", stage, self.state.slots)
             self._run_phase(
                 step, batches, settings.recovery_share, settings.recovery_epochs, 0
@@ -200,7 +206,8 @@ class CascadeTrainer:
         self._close(objective, batches)
         self._save(None)
 
-    def _batches(self, objective: str) -> StageBatches:
+    def _batches(self, objective: str, joint: bool = False) -> StageBatches:
+        """Returns a stage's batches; with `joint`, later objectives' rows in them."""
         loss, data = self.config.loss, self.config.data
         stage = self.log.objectives.index(objective)
         batches = self._make_batches(
@@ -214,7 +221,7 @@ class CascadeTrainer:
                 tuple(
                     event
                     for event, first in self._history_stages.items()
-                    if first <= stage or self._teaches_later(stage)
+                    if first <= stage or joint
                 ),
                 data.target_share,
                 data.visible_share,
@@ -222,6 +229,7 @@ class CascadeTrainer:
                 self._sampler(objective),
                 data.rows_per_user,
             ),
+            joint,
         )
         if self.log.items.size < 2:
             raise DataError(
@@ -234,8 +242,10 @@ class CascadeTrainer:
         name = self.config.sampler(objective)
         return make_sampler(name, self.log, objective, self.config, self.clusters)
 
-    def _make_batches(self, objective: str, settings: BatchSettings) -> StageBatches:
-        if not self._teaches_later(self.log.objectives.index(objective)):
+    def _make_batches(
+        self, objective: str, settings: BatchSettings, joint: bool
+    ) -> StageBatches:
+        if not joint:
             return StageBatches(self.log, objective, settings)
         lessons = joint_lessons(self.log, self._lesson_weights)
         return StageBatches(
