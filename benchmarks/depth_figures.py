@@ -27,8 +27,16 @@ DEFAULT = harness.ROOT / "docs" / "heterrec_depth.svg"
 Point = tuple[int, float, float, float]  # layers, value, and its interval
 
 
-def curves(sources: Iterable[Path]) -> dict[str, dict[str, list[Point]]]:
-    """Returns the points of every encoder by what is measured, in order of depth."""
+def curves(
+    sources: Iterable[Path], seconds: bool = True
+) -> dict[str, dict[str, list[Point]]]:
+    """Returns the points of every encoder by what is measured, in order of depth.
+
+    Args:
+      sources: reports.
+      seconds: the time of training too, which means little on a machine that others
+        kept busy.
+    """
     found: dict[str, dict[str, list[Point]]] = {}
     for source in sources:
         content: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
@@ -43,8 +51,9 @@ def curves(sources: Iterable[Path]) -> dict[str, dict[str, list[Point]]]:
                 for name, value in entry["metrics"].items()
                 if name.startswith(("recall@", "ndcg@"))
             }
-            seconds = content["systems"][variant]["training_seconds"]
-            values["seconds of training"] = (seconds, seconds, seconds)
+            if seconds:
+                took = content["systems"][variant]["training_seconds"]
+                values["seconds of training"] = (took, took, took)
             for name, value in values.items():
                 own = found.setdefault(name, {}).setdefault(encoder, [])
                 own.append((layers, *value))
@@ -90,8 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=DEFAULT)
+    parser.add_argument(
+        "--no-seconds", action="store_true", help="leave the time of training out"
+    )
     options = parser.parse_args(argv)
-    draw(curves(options.reports), options.output)
+    draw(curves(options.reports, not options.no_seconds), options.output)
     print(f"written: {options.output}")
 
 

@@ -255,5 +255,6 @@ def test_curves_over_depth_are_those_of_the_report(load, tmp_path):
             "merged": [(2, 7.0, 7.0, 7.0)],
         },
     }
+    assert list(figures.curves([report], seconds=False)) == ["validation ndcg@10"]
     figures.main([str(report), "--output", str(tmp_path / "depth.svg")])
     assert "heterrec" in (tmp_path / "depth.svg").read_text()
