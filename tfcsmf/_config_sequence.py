@@ -83,6 +83,10 @@ class SequenceConfig(Section):
     uniform_negatives: NonNegative = 4096
     # Share of items whose id is UNKNOWN in training, for items without events.
     id_dropout: Share = 0.02
+    # The same by rarity, as `towers.candidate_id_prior`: c / (c + n) for an item with n
+    # events. The larger of both counts. Only for encoders of features, where items
+    # have some.
+    id_prior: NonNegativeFloat = 0.0
     training: SequenceTraining = SequenceTraining()
 
     @pydantic.model_validator(mode="after")

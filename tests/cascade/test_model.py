@@ -384,6 +384,8 @@ def test_ids_of_rare_items_are_hidden_more_often(tiny_log):
     np.testing.assert_allclose(chances[trained], expected, rtol=1e-6)
     assert not chances[:NUM_RESERVED].any() and len(set(counts)) > 2
     assert not hidden_ids(tiny_log, prior=0.0).any()
+    twos = hidden_ids(tiny_log, 8.0, np.full(tiny_log.items.size, 2))
+    np.testing.assert_allclose(twos[trained], 8 / (8 + 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["checkpoint", "weights", "weights.h5"])

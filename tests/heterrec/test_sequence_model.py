@@ -127,6 +127,36 @@ def test_the_total_is_the_items_and_mu_times_the_mean_of_the_tokens(make):
     np.testing.assert_allclose(model.compute_loss(batch), expected, rtol=1e-4)
 
 
+def test_rare_ids_are_hidden_where_items_have_features(make):
+    trainer = make(id_prior=3.0, id_dropout=0.0)
+    tokens, items = trainer.model.tokens, trainer.batches.sequences.items
+    distinct, events = np.unique(items, return_counts=True)
+    assert len(set(events)) > 2
+    rows = tf.repeat(distinct + NUM_RESERVED, 300)
+    hidden = tokens.hidden(rows, tf.constant([3, 4])).numpy().reshape(-1, 300)
+    # Four standard deviations of a share of 300.
+    np.testing.assert_allclose(hidden.mean(axis=1), 3 / (3 + events), atol=0.12)
+    for plain in (make(id_dropout=0.0), make(encoder="sasrec", id_prior=3.0)):
+        dropout = plain.config.sequence.id_dropout
+        share = plain.model.tokens.hidden(rows, tf.constant([3, 4])).numpy().mean()
+        assert share == pytest.approx(dropout, abs=0.01)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1e9])
+def test_hidden_ids_are_never_predicted_at_the_token_level(make, prior):
+    trainer = make(id_prior=prior, id_dropout=0.0, steps=1)
+    model, batch = trainer.model, next(iter(trainer.batches.dataset(0)))
+    hidden = model.tokens.hidden(batch["candidate"]["item_id"], batch["seed"]).numpy()
+    assert hidden.all() if prior else not hidden.any()
+    heads = [head.last.kernel for (head,) in model.token_heads]
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(batch, training=True)
+    of_id, *of_features = (
+        tf.abs(gradient).numpy().max() for gradient in tape.gradient(loss, heads)
+    )
+    assert min(of_features) > 0 and (of_id > 0) == (not prior)
+
+
 @pytest.mark.parametrize("whole", [0, 10_000])
 def test_gradients_reach_every_parameter(make, whole):
     trainer = make(whole_catalogue=whole, uniform_negatives=10, id_dropout=0.3)

@@ -68,6 +68,22 @@ def test_id_dropout_makes_ids_unknown_in_training_only():
     assert (trained[:, 1:] == trained[0, 1:]).all()
 
 
+def test_ids_are_hidden_by_the_larger_of_both_chances():
+    by_row = np.zeros(9)
+    by_row[[4, 5]] = [1.0, 0.8]
+    rows = tf.repeat([3, 4, 5], 400)
+    inputs = {name: tf.repeat(values[:1], 1200, 0) for name, values in INPUTS.items()}
+    layer = make(id_dropout=0.3, id_hidden=by_row)
+    trained = layer(inputs | {"item_id": rows}, seed=tf.constant([1, 2])).numpy()
+    unknown = (trained[:, 0] == layer.id_table.table.numpy()[UNKNOWN]).all(axis=1)
+    got = unknown.reshape(3, 400).mean(axis=1)
+    # Three standard deviations of a share of 400.
+    np.testing.assert_allclose(got, [0.3, 1.0, 0.8], atol=0.07)
+    np.testing.assert_array_equal(unknown, layer.hidden(rows, tf.constant([1, 2])))
+    seen = layer(inputs | {"item_id": rows}).numpy()
+    assert (seen[:, 0] == layer.id_table.table.numpy()[rows.numpy()]).all()
+
+
 def test_cross_tower_by_hand():
     tower = CrossTower(2, 3)
     tokens = tf.constant(np.random.default_rng(0).normal(size=[5, 2, 3]), tf.float32)

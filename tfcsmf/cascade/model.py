@@ -384,19 +384,23 @@ def build_sequence(
     )
 
 
-def hidden_ids(log: PreparedLog, prior: float) -> np.ndarray:
+def hidden_ids(
+    log: PreparedLog, prior: float, events: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the chance that training hides an item's id, float32 [rows].
 
     Our choice, like the weight of a prior of so many events: `prior / (prior + n)`
     for an item with n training events of all objectives.
 
     Args:
-      log: gives the training events.
+      log: gives the catalogue.
       prior: >= 0; 0 hides none.
+      events: int [C], n of every item; default those of training.
     """
+    if events is None:
+        events = np.sum([log.item_counts(name) for name in log.train], axis=0)
     counts = np.zeros(log.items.num_rows)
-    for name in log.train:
-        counts[NUM_RESERVED:] += log.item_counts(name)[: log.items.trained]
+    counts[NUM_RESERVED:] += events[: log.items.trained]
     chances = prior / np.maximum(prior + counts, 1e-9)
     chances[:NUM_RESERVED] = 0.0
     return chances.astype(np.float32)

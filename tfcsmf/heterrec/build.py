@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
-from tfcsmf.cascade.model import feature_specs
+from tfcsmf.cascade.model import feature_specs, hidden_ids
 from tfcsmf.config import Config
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.data.sequences import Sequences
@@ -27,11 +28,17 @@ def build_sequence_model(
     tf.keras.utils.set_random_seed(config.seed)
     settings = config.sequence
     rich = uses_features(settings)
+    features = feature_specs(log.items) if rich else ()
+    hidden = None
+    if features and settings.id_prior:
+        counts = np.bincount(sequences.items, minlength=log.items.size)
+        hidden = hidden_ids(log, settings.id_prior, counts)
     tokens = ItemTokens(
         log.items.num_rows,
-        feature_specs(log.items) if rich else (),
+        features,
         settings.width,
         id_dropout=settings.id_dropout,
+        id_hidden=hidden,
         name="items",
     )
     count = len(tokens.names)

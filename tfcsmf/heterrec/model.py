@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfcsmf.data.inputs import CANDIDATE_ID
 from tfcsmf.heterrec.candidates import CrossTower, TiedCandidates
 from tfcsmf.heterrec.encoder import Encoded, HierarchicalEncoder, History
 from tfcsmf.heterrec.layers import Perceptron
@@ -187,7 +188,9 @@ class SequenceModel(tf.keras.Model):
             )
             total += self._item_loss(encoded, candidates, inputs, targets, step)
             if self.token_heads:
-                losses = self._token_losses(encoded, features, inputs, targets, step)
+                losses = self._token_losses(
+                    encoded, features, inputs, targets, step, seed
+                )
                 total += self.prediction.token_loss * tf.add_n(losses) / len(losses)
         return total / self.prediction.steps
 
@@ -216,12 +219,17 @@ class SequenceModel(tf.keras.Model):
         inputs: Mapping[str, Any],
         targets: StepTargets,
         step: int,
+        seed: tf.Tensor | None,
     ) -> list[tf.Tensor]:
         """Returns the loss of every token, the id's first."""
         tokens = tf.gather_nd(encoded.tokens, targets.places)  # [rows, M, width]
         losses = []
         for index, heads in enumerate(self.token_heads):
             values = inputs["values"][:, index]
+            if index == 0 and seed is not None:
+                # Hidden ids are all alike: as if missing, they are never predicted.
+                hidden = self.tokens.hidden(inputs["candidate"][CANDIDATE_ID], seed)
+                values = tf.where(hidden, -1, values)
             first, columns = distinct_values(values)
             queries = heads[step - 1](tokens[:, index])
             losses.append(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfcsmf.data.inputs import CANDIDATE_ID
@@ -29,6 +30,8 @@ class ItemTokens(OwnedLayer):
       ownership: of all tables; see `MaskedEmbedding`.
       id_dropout: probability that training sees `UNKNOWN` for the id of an item, which
         gives items without training events a trained embedding.
+      id_hidden: the same by row of the id table, float [num_ids]; of both chances the
+        larger counts. Data, and no part of the saved configuration.
 
     Call arguments: `inputs`, item inputs as `tfcsmf.data.inputs.EntityInputs` gives
     them for n items; `stage` and `seed` as in `OwnedLayer`.
@@ -51,6 +54,7 @@ class ItemTokens(OwnedLayer):
         width: int,
         ownership: Any = "entries",
         id_dropout: float = 0.0,
+        id_hidden: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,6 +66,8 @@ class ItemTokens(OwnedLayer):
         self.width = width
         self.ownership = ownership
         self.id_dropout = id_dropout
+        chances = None if id_hidden is None else tf.constant(id_hidden, tf.float32)
+        self._id_hidden: Callable[[], tf.Tensor | None] = lambda: chances
         self.id_table = MaskedEmbedding(num_ids, width, ownership, name=CANDIDATE_ID)
         # Numbered, because TensorFlow allows few of the characters of column names.
         self.encoders = [
@@ -89,14 +95,20 @@ class ItemTokens(OwnedLayer):
     ) -> tf.Tensor:
         """Embeds items; see the class."""
         ids = inputs[CANDIDATE_ID]
-        if seed is not None and self.id_dropout:
-            drawn = tf.random.stateless_uniform(tf.shape(ids), seed)
-            ids = tf.where(drawn < self.id_dropout, UNKNOWN, ids)
+        if seed is not None:
+            ids = tf.where(self.hidden(ids, seed), UNKNOWN, ids)
         tokens = [self.id_table(ids, stage)]
         for spec, encoder in zip(self.features, self.encoders, strict=True):
             embed = encoder.pool if spec.kind == "multi" else encoder
             tokens.append(embed(inputs[spec.name], stage))
         return tf.stack(tokens, axis=1)
+
+    def hidden(self, ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Tells which ids training does not see with a seed, bool [n]."""
+        chance, by_row = self.id_dropout, self._id_hidden()
+        if by_row is not None:
+            chance = tf.maximum(tf.gather(by_row, ids), chance)
+        return tf.random.stateless_uniform(tf.shape(ids), seed) < chance
 
     def owned_parameters(self, prefix: str) -> list[OwnedParameter]:
         """Returns every trainable tensor; features go by their own names."""
