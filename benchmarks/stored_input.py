@@ -61,8 +61,7 @@ def compare(
         config.seed,
     )
     objective = folder.objectives[0]
-    weight = config.cascade.later_weight if folder.with_later else 0.0
-    disk = StoredBatches(folder, objective, settings, weight, together=options.together)
+    disk = StoredBatches(folder, objective, settings, together=options.together)
     # What a run has in memory, whether it is looked at here or not.
     log = folder.sample(options.together)
     # Endless, as in training, so that reading goes on over epochs.
@@ -70,7 +69,8 @@ def compare(
     in_memory = 0
     if options.memory_shards:
         read = folder.read(folder.shards[: options.memory_shards])
-        memory = StageBatches(with_later_events(read, weight), objective, settings)
+        read = with_later_events(read) if folder.with_later else read
+        memory = StageBatches(read, objective, settings)
         streams["tfcsmf, from memory"] = iter(memory.dataset(1.0, 0, 0, 10**9))
         in_memory = len(memory.rows)
     model = build_model(config, log)
