@@ -8,8 +8,10 @@ Weights of inputs that only later stages see are `CLOSED` until their stage begi
 Three rules hold everywhere and make frozen objectives bit-exact:
 
 - pass `t` of a tower uses exactly the entries with `owner <= t`;
-- an entry that is in no pass yet (`CLOSED`, or `FREE` outside the stage being
-  trained) is physically zero, so that stage uses the raw tensors, unmasked;
+- an entry that is in no pass yet is physically zero (`FREE`, outside the stage being
+  trained), or belongs to an input that the stage is not given (`CLOSED`, which may
+  hold what the first stage learned of it), so that stage uses the raw tensors,
+  unmasked;
 - only entries of the current stage receive optimizer *updates*.
 
 Source: our reading of CSMF (arXiv 2504.12920), the prune-freeze-reuse scheme of
