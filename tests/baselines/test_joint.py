@@ -87,6 +87,7 @@ def test_the_loss_is_every_objectives_own_softmax(log):
     model = make_system("shared_bottom", CONFIG).build(log)
     joint = join(log, one_score=False)
     batches = JointBatches(joint, SETTINGS)
+    assert batches.num_examples == len(joint.objective)  # those of all
     model.sampling_probability = tf.constant(batches.probability)
     batch = batch_of(joint)
     blocks = model.row_blocks(batch["rows"])

@@ -102,7 +102,8 @@ class StageBatches:
       rows: the examples by query.
       sampler: draws the negatives; not used with a whole catalogue.
       known: lists of known positives, see `known_lists`.
-      num_examples: number of examples of the first label, repeated ones included.
+      num_examples: number of the objective's own examples, repeated ones included;
+        of all if no label is its own.
       has_whole_catalogue: see `BatchSettings.whole_catalogue`.
       probability: float32 [C], the chance that one draw of a negative is each
         candidate: the mixture of all sources. None where nothing is drawn.
@@ -119,8 +120,9 @@ class StageBatches:
     ) -> None:
         self.examples = log.train[objective]
         self.num_examples = len(self.examples.pairs)
-        if labels is not None:
-            self.num_examples = int(np.sum(labels == 0))
+        if labels is not None and label_events and objective in label_events:
+            own = label_events.index(objective)
+            self.num_examples = int(np.sum(labels == own))
         self._first_labels = dict(first_labels or {})
         self.level = log.objectives.index(objective)
         self.settings = settings
