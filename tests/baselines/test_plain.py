@@ -1,7 +1,9 @@
 """Networks for one objective: their logs, their configuration, what they start from."""
 
 import numpy as np
+import polars as pl
 import pytest
+import tensorflow as tf
 from system_contract import CONFIG
 
 from tfcsmf.baselines.cascaded import with_assignments
@@ -10,6 +12,8 @@ from tfcsmf.baselines.registry import make_system
 from tfcsmf.cascade.capacity import snapshot
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.config import Config
+from tfcsmf.data.batches import BatchSettings, StageBatches
+from tfcsmf.data.prepare import prepare
 
 
 def test_a_plain_configuration_keeps_its_own_settings_only():
@@ -48,6 +52,29 @@ def test_no_history_of_its_own_is_none(log):
     other = replace(config, history_events=("exposure", "conversion"))
     assert own_history(other, "click").history_events == ()
     assert own_history(other, "click").train["click"].history_end.shape[1] == 0
+
+
+@pytest.mark.parametrize(("objective", "shown"), [("view", 0), ("buy", 24)])
+def test_without_times_a_network_sees_no_target_in_later_histories(
+    tmp_path, objective, shown
+):
+    """What one is asked to view is not given away by having been bought."""
+    pairs = [(f"u{u}", f"i{(u + n) % 8}") for u in range(8) for n in range(3)]
+    events = [(*pair, event, "train") for event in ("view", "buy") for pair in pairs]
+    path = tmp_path / "events.parquet"
+    names = ["user_id", "item_id", "event", "split"]
+    pl.DataFrame(events, schema=names, orient="row").write_parquet(path)
+    changes = [f"data.events={path}", "cascade.objectives=[view, buy]"]
+    log = prepare(Config.from_dict({}, [*changes, "data.validation_share=0"]))
+    settings = BatchSettings(64, 0, 0, 6, 0, target_share=1.0, visible_share=1.0)
+    batches = StageBatches(plain_log(log, objective), objective, settings)
+    batch = next(iter(batches.dataset(1.0, 0, 0, 1)))
+    rows, columns = batch["positives"].numpy().T
+    targets = tf.gather(batch["candidate"]["item_id"], columns).numpy()
+    other = "buy" if objective == "view" else "view"
+    later = batch["query"][f"history_{other}"].numpy()
+    seen = [item in later[row] for row, item in zip(rows, targets, strict=True)]
+    assert (len(seen), sum(seen)) == (24, shown)
 
 
 def test_finetuning_starts_each_stage_from_the_last(log, tmp_path, monkeypatch):

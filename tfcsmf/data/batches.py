@@ -150,7 +150,7 @@ class StageBatches:
             settings.target_share,
             settings.visible_share,
             label_events or (objective,),
-            label_events or log.objectives,
+            log.order,
         )
         self._candidates = EntityInputs(log.items, CANDIDATE_ID)
         # Tensors, not arrays: a traced function would copy arrays into its graph.

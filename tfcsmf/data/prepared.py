@@ -210,6 +210,8 @@ class PreparedLog:
       summary: counts and notes for the report (rows read, duplicates dropped, ...).
       whole: of the log that this is a part of (`tfcsmf.data.sharded.folder`); `None`
         where all of it is here.
+      order: the objectives of the log that this one is cut from, in cascade order;
+        its own by default. A cut of one objective still knows what comes after it.
     """
 
     objectives: tuple[str, ...]
@@ -224,6 +226,11 @@ class PreparedLog:
     known: dict[str, Csr]
     summary: dict[str, object]
     whole: Whole | None = None
+    order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            object.__setattr__(self, "order", self.objectives)
 
     @property
     def users_here(self) -> np.ndarray:
