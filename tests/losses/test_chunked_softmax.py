@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.losses import SampledSoftmax, adaptive_margin, chunked_softmax
-from tfcsmf.losses.chunked_softmax import _CHUNK_SCORES, _MIN_ROWS
+from tfcsmf.losses.chunked_softmax import _CHUNK_SCORES, _MIN_ROWS, _Shift
 
-ROWS, COLUMNS, D = 250, 20_000, 5  # 104, 104 and 42 rows at a time
+ROWS, COLUMNS, D = 250, 40_000, 5  # 104, 104 and 42 rows at a time
 RNG = np.random.default_rng(0)
 QUERIES = tf.constant(RNG.normal(size=[ROWS, D]), tf.float32)
 CANDIDATES = tf.constant(RNG.normal(size=[COLUMNS, D]), tf.float32)
@@ -39,17 +39,87 @@ def value_and_gradients(function):
     return loss, *tape.gradient(loss, [QUERIES, CANDIDATES])
 
 
+def fits(scale, *biases):
+    return bool(_Shift.of(scale * QUERIES, CANDIDATES, *biases).fits)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])  # shifted by rows, by one number
 @pytest.mark.parametrize("compiled", [False, True])
-def test_equals_the_definition_in_every_chunk(compiled):
+def test_equals_the_definition_in_every_chunk(compiled, scale):
     assert ROWS > 2 * max(_MIN_ROWS, _CHUNK_SCORES // COLUMNS)
     arguments = (BIAS, BIAS[:ROWS], WEIGHTS, tf.constant(PAIRS))
+    assert fits(scale, BIAS) == (scale < 1)
     function = tf.function(chunked_softmax) if compiled else chunked_softmax
-    mine = value_and_gradients(lambda: function(QUERIES, CANDIDATES, *arguments))
-    expected = value_and_gradients(lambda: plain(QUERIES, CANDIDATES, *arguments))
-    bare = value_and_gradients(lambda: plain(QUERIES, CANDIDATES, *arguments[:3]))
+    mine, expected, bare = (
+        value_and_gradients(lambda f=f, a=a: f(scale * QUERIES, CANDIDATES, *a))
+        for f, a in ((function, arguments), (plain, arguments), (plain, arguments[:3]))
+    )
     assert abs(float(bare[0]) / float(expected[0]) - 1) > 1e-6  # the pairs matter
     for a, b in zip(mine, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_exponentials_of_shifted_scores_are_as_exact_as_any():
+    """What is shifted by one number loses nothing at the ends of its span."""
+    lengths = np.linspace(0.1, 1.0, 64)[:, np.newaxis]
+    queries = tf.constant(RNG.choice([-3.0, 3.0], [64, 2]) * lengths, tf.float32)
+    candidates = tf.constant(RNG.choice([-3.0, 3.0], [500, 2]), tf.float32)
+    bias = RNG.choice([-1.0, 0.0, -1e9], 500, p=[0.4, 0.4, 0.2])
+    bias = tf.constant(np.where(np.arange(500) < 64, 0.0, bias), tf.float32)
+    assert _Shift.of(queries, candidates, bias).fits
+    with tf.GradientTape() as tape:
+        tape.watch([queries, candidates])
+        loss = chunked_softmax(queries, candidates, bias)
+    mine = loss, *tape.gradient(loss, [queries, candidates])
+    wide = [tf.cast(values, tf.float64) for values in (queries, candidates, bias)]
+    with tf.GradientTape() as tape:
+        tape.watch(wide[:2])
+        loss = plain(*wide)
+    exact = loss, *tape.gradient(loss, wide[:2])
+    for a, b in zip(mine, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_a_pair_may_be_listed_again(scale):
+    """As an excluded pair, or because it is a positive."""
+    own = np.stack([np.arange(ROWS), np.arange(ROWS)], axis=1).astype(np.int32)
+    again = np.concatenate([PAIRS, PAIRS[::2], PAIRS[::3], own])
+    again = again[np.argsort(again[:, 0], kind="stable")]
+    once, more = (
+        value_and_gradients(
+            lambda p=pairs: chunked_softmax(
+                scale * QUERIES, CANDIDATES, BIAS, excluded_pairs=tf.constant(p)
+            )
+        )
+        for pairs in (PAIRS, again)
+    )
+    for a, b in zip(more, once, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["queries", "candidates", "bias", "positive_bias"])
+def test_what_spans_too_much_is_shifted_by_rows(change):
+    """And what is not a number stays none."""
+    given = {
+        "queries": 0.3 * QUERIES,
+        "candidates": CANDIDATES,
+        "bias": BIAS,
+        "positive_bias": BIAS[:ROWS],
+    }
+    assert _Shift.of(*given.values()).fits
+    for value in (60.0, np.nan):
+        wrong = given | {
+            change: tf.concat([given[change][:-1], given[change][-1:] + value], 0)
+        }
+        assert np.isnan(value) or not _Shift.of(*wrong.values()).fits
+        with tf.GradientTape() as tape:
+            tape.watch(wrong["queries"])
+            loss = chunked_softmax(*wrong.values())
+        assert np.isnan(float(loss)) == np.isnan(value)
+        if not np.isnan(value):
+            expected = plain(*wrong.values())
+            np.testing.assert_allclose(float(loss), float(expected), rtol=1e-5)
 
 
 def test_pairs_equal_a_mask_and_functions_equal_matrices():

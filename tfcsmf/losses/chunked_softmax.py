@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import tensorflow as tf
 
@@ -10,10 +11,17 @@ import tensorflow as tf
 # that a row without negatives has loss 0 and no NaN gradient.
 EXCLUDED = -1e9
 
-# Scores held at once: 8 MB, which stays in the last cache of common processors; 4 MB
-# was a tenth slower, its products being too small.
-_CHUNK_SCORES = 1 << 21
+# Scores held at once: 16 MB, which stays in the last cache of common processors; of 4
+# MB the products are too small, and 64 MB are new pages every time.
+_CHUNK_SCORES = 1 << 22
 _MIN_ROWS = 64
+
+# Below this exp(x) and sigmoid(x), which differ by a factor 1 + e^x, are one float, and
+# oneDNN has a product of matrices with bias and sigmoid, but none with exponentials:
+# these cost a pass over all scores more, and one to lower them.
+_TAIL = -17.0
+# Scores that span no more are lowered by one number: exp() of the lowest is a float.
+_SPAN = 40.0
 
 # (scores of rows [start, stop), start, stop) -> scores, both [stop - start, columns].
 AdjustScores = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -41,7 +49,7 @@ def chunked_softmax(
     one row per positive at the price of one row.
 
     Scores are computed for some rows at a time, and the gradient along with them, so
-    that neither pass holds a [rows, columns] matrix: memory is a chunk of two million
+    that neither pass holds a [rows, columns] matrix: memory is a chunk of four million
     scores.
 
     Args:
@@ -81,6 +89,9 @@ def chunked_softmax(
         queries: tf.Tensor, candidates: tf.Tensor, *extras: tf.Tensor
     ) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
+        shift = None
+        if adjust is None and queries.dtype == tf.float32:
+            shift = _Shift.of(queries, candidates, column_bias, positive_bias)
 
         def body(
             number: tf.Tensor,
@@ -88,21 +99,17 @@ def chunked_softmax(
             parts: tf.TensorArray,
             extra_parts: tf.TensorArray,
             candidate_gradient: tf.Tensor,
+            transposed: tf.Tensor,
         ) -> tuple[tf.Tensor, ...]:
             start = number * chunk
             stop = tf.minimum(start + chunk, rows)
             part = queries[start:stop]
-            scores = tf.matmul(part, candidates, transpose_b=True)
-            if column_bias is not None:
-                scores = tf.nn.bias_add(scores, column_bias)
-            if adjust is not None:
-                scores = adjust(scores, start, stop)
             own = (
                 _Diagonal(start, stop)
                 if positives is None
                 else _Listed(positives, start, stop)
             )
-            scores = _hide(scores, _hidden_in(excluded_pairs, own.pairs, start, stop))
+            hidden = _hidden_in(excluded_pairs, own.pairs, start, stop)
             # Below, p is the number of positives of these rows, r that of the rows.
             owners, vectors = own.spread(part), own.vectors(candidates)  # [p, d]
             positive = tf.reduce_sum(owners * vectors, axis=1, keepdims=True)  # [p, 1]
@@ -112,14 +119,37 @@ def chunked_softmax(
             if sample_weight is not None:
                 weight = sample_weight[own.first : own.last, tf.newaxis]
                 weight = tf.cast(weight, positive.dtype)
-            # A row's positives can lie so far apart that no one shift keeps all their
-            # sums in range. So the row's negatives are shifted by the greatest of them
-            # or the lowest positive, the sum of a higher positive by that positive.
-            row_top = tf.maximum(
-                tf.reduce_max(scores, axis=1, keepdims=True), own.lowest(positive)
-            )
+
+            def by_rows() -> tuple[tf.Tensor, tf.Tensor]:
+                scores = tf.matmul(part, candidates, transpose_b=True)
+                if column_bias is not None:
+                    scores = tf.nn.bias_add(scores, column_bias)
+                if adjust is not None:
+                    scores = adjust(scores, start, stop)
+                scores = _hide(scores, hidden)
+                # A row's positives can lie so far apart that no one shift keeps all
+                # their sums in range. So the row's negatives are shifted by the
+                # greatest of them or the lowest positive, the sum of a higher positive
+                # by that positive.
+                row_top = tf.maximum(
+                    tf.reduce_max(scores, axis=1, keepdims=True), own.lowest(positive)
+                )
+                return tf.exp(scores - row_top), row_top
+
+            def by_one_shift(shift: _Shift) -> tuple[tf.Tensor, tf.Tensor]:
+                # Product, shift and exponential are one operation, which never writes
+                # the scores themselves.
+                bias = tf.zeros([columns]) if column_bias is None else column_bias
+                products = tf.matmul(part, candidates, transpose_b=True)
+                share = tf.sigmoid(tf.nn.bias_add(products, bias - shift.value))
+                return _zero(share, hidden), tf.fill([stop - start, 1], shift.value)
+
             # Left unnormalised: d columns are divided instead of all of them.
-            share = tf.exp(scores - row_top)  # [r, columns]
+            share, row_top = (  # [r, columns], [r, 1]
+                by_rows()
+                if shift is None
+                else tf.cond(shift.fits, lambda: by_one_shift(shift), by_rows)
+            )
             row_top = own.spread(row_top)
             top = tf.maximum(row_top, positive)
             further = [values[own.first : own.last, tf.newaxis] for values in extras]
@@ -142,12 +172,13 @@ def chunked_softmax(
                 number,
                 scale * tf.matmul(share, candidates) + own.sum(pull * vectors),
             )
-            candidate_gradient += tf.matmul(share, scale * part, transpose_a=True)
+            # [d, columns]: faster than with the large factor transposed.
+            transposed += tf.matmul(scale * part, share, transpose_a=True)
             candidate_gradient = own.add_to(candidate_gradient, pull * owners)
-            return number + 1, total, parts, extra_parts, candidate_gradient
+            return number + 1, total, parts, extra_parts, candidate_gradient, transposed
 
         count = tf.maximum((rows + chunk - 1) // chunk, 1)
-        _, total, parts, extra_parts, candidate_gradient = tf.while_loop(
+        _, total, parts, extra_parts, candidate_gradient, transposed = tf.while_loop(
             lambda number, *_: number < count,
             body,
             (
@@ -163,11 +194,13 @@ def chunked_softmax(
                     queries.dtype, count, infer_shape=False, element_shape=[None]
                 ),
                 tf.zeros_like(candidates),
+                tf.zeros_like(tf.transpose(candidates)),
             ),
             parallel_iterations=1,  # or several chunks would be held at once
         )
         query_gradient = tf.reshape(parts.concat(), tf.shape(queries))
 
+        candidate_gradient += tf.transpose(transposed)
         gradients = [query_gradient, candidate_gradient]
         gradients += [tf.reshape(extra_parts.concat(), tf.shape(p)) for p in extras]
 
@@ -240,10 +273,55 @@ class _Listed(_Diagonal):
         return _add_in_place(gradient, self.columns[:, tf.newaxis], values)
 
 
+@dataclass(frozen=True)
+class _Shift:
+    """One number that all scores may be lowered by before the exponential.
+
+    Attributes:
+      value: float scalar, so much that exponentials are sigmoids.
+      fits: bool scalar, whether every exponential is then a float above 0, by what
+        lengths of vectors allow.
+    """
+
+    value: tf.Tensor
+    fits: tf.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        queries: tf.Tensor,
+        candidates: tf.Tensor,
+        *biases: tf.Tensor | None,
+    ) -> _Shift:
+        longest = [
+            tf.sqrt(tf.reduce_max(tf.reduce_sum(tf.square(vectors), axis=1)))
+            for vectors in (queries, candidates)
+        ]
+        lowest = highest = tf.zeros([])
+        for bias in biases:
+            if bias is not None:
+                # What is excluded has a sigmoid of exactly 0.
+                real = tf.where(bias > EXCLUDED / 2, bias, 0.0)
+                lowest = tf.minimum(lowest, tf.reduce_min(real))
+                highest = tf.maximum(highest, tf.reduce_max(real))
+        most = longest[0] * longest[1]
+        return cls(most + highest - _TAIL, 2.0 * most + highest - lowest <= _SPAN)
+
+
 def _hide(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
     """Returns scores [rows, columns] with those of some (row, column) excluded."""
     low = tf.fill([tf.shape(pairs)[0]], tf.constant(EXCLUDED, scores.dtype))
     return _add_in_place(scores, pairs, low)
+
+
+def _zero(shares: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
+    """Returns shares [rows, columns] with 0 at some (row, column)."""
+    values = tf.gather_nd(shares, pairs)
+    shares = _add_in_place(shares, pairs, -values)
+    # What is listed m times has -(m - 1) of its value now.
+    left = tf.gather_nd(shares, pairs)
+    times = 1.0 - tf.math.divide_no_nan(left, values)
+    return _add_in_place(shares, pairs, -left / times)
 
 
 def _add_in_place(values: tf.Tensor, places: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
