@@ -233,6 +233,16 @@ def test_bad_input_leaves_nothing_behind(tmp_path, options):
     assert [entry.name for entry in tmp_path.iterdir()] == ["existing"]
 
 
+def test_one_item_is_refused_before_anything_is_written(tmp_path, capsys):
+    events = tmp_path / "events.parquet"
+    _log(tmp_path).with_columns(item_id=pl.lit("one")).write_parquet(events)
+    output = tmp_path / "out"
+    arguments = ["--events", str(events), "--objectives", "view,buy"]
+    assert cli.run(run_cascade.main, [*arguments, "--output", str(output)]) == 2
+    assert "two items" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_refused_extension_leaves_nothing_behind(tmp_path, small_config, capsys):
     full = tmp_path / "full"
     arguments = ["--config", small_config, "--output", str(full), "--quiet"]

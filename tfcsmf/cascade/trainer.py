@@ -231,11 +231,6 @@ class CascadeTrainer:
             ),
             joint,
         )
-        if self.log.items.size < 2:
-            raise DataError(
-                "Training needs at least two items to tell apart. "
-                f"Received: {self.log.items.size}."
-            )
         return batches
 
     def _sampler(self, objective: str) -> NegativeSampler | None:

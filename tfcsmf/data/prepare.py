@@ -63,7 +63,7 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
 
     Raises:
       DataError: if the log breaks a rule (`load_log`), a declared feature does not
-        exist, or an objective has no training event.
+        exist, an objective has no training event, or the catalogue has one item.
     """
     fixed = None if schema is None else load_schema(schema)
     raw = load_log(config)
@@ -80,6 +80,7 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
     item_ids = all_ids(
         raw.events, raw.items, "item_id", fixed.item_ids if fixed else None
     )
+    check_catalogue(len(item_ids))
     log = code_log(raw, user_ids, item_ids, names, len(objectives))
     # Millions of rows: every form of them is let go when the next one stands.
     raw = replace(raw, events=raw.events.clear())
@@ -161,6 +162,19 @@ def check_training(counts: np.ndarray, objectives: Sequence[str], method: str) -
             f"Every objective should have training events. Received none for {name!r} "
             f"with data.split={method} ({parts}). Leave the objective out, or choose "
             "another data.split or data.test_share."
+        )
+
+
+def check_catalogue(size: int) -> None:
+    """Checks that a catalogue has items to tell apart.
+
+    Raises:
+      DataError: if it has one at most.
+    """
+    if size < 2:
+        raise DataError(
+            "A catalogue needs at least two items to tell apart. "
+            f"Received: {size}. Give a log, or an item table, with more."
         )
 
 

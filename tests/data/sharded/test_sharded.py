@@ -190,6 +190,9 @@ def test_rules_of_the_log_are_checked(tmp_path):
     refused("split column", split="file")
     refused("a column 'when'", columns={"time": ["when"]})
     refused("a column 'part'", columns={"split": "part"})
+    one = write_events(tmp_path / "one", items=1)
+    with pytest.raises(DataError, match="two items"):
+        prepare_sharded(config_of(one), tmp_path / "out", 3)
     with pytest.raises(DataError, match="has none"):
         PreparedFolder.open(tmp_path)
     # What a failed preparation has left is in nobody's way, a finished one is.

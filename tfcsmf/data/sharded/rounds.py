@@ -19,7 +19,7 @@ from tfcsmf.config import Config
 from tfcsmf.data import splits
 from tfcsmf.data.carving import count_test_pairs, held_out_alone
 from tfcsmf.data.log import check_names, entity_table
-from tfcsmf.data.prepare import check_training, chosen_users
+from tfcsmf.data.prepare import check_catalogue, check_training, chosen_users
 from tfcsmf.data.reader import read_table
 from tfcsmf.data.sharded.bucket import Bucket
 from tfcsmf.data.sharded.pieces import Source
@@ -311,6 +311,7 @@ class Vocabularies(Round):
             side_table(data.items, "item_id", self.config),
             data.min_count,
         )
+        check_catalogue(len(items.ids))
         valid = [
             np.sort(users.positions_of(facts["valid"][code]))
             for code in range(len(plan.objectives))
