@@ -14,7 +14,7 @@ from tfcsmf.cascade.stored import StoredTrainer
 from tfcsmf.cascade.trainer import CascadeTrainer
 from tfcsmf.cascade.workers import Workers
 from tfcsmf.config import Config
-from tfcsmf.data.prepare import prepare
+from tfcsmf.data.prepare import check_catalogue, prepare
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.data.schema import save_schema
 from tfcsmf.data.sharded.folder import PreparedFolder
@@ -49,13 +49,15 @@ class RunData:
         Raises:
           ConfigError: if the configuration says otherwise than the folder was prepared
             with, or a model is to be extended from a folder.
-          DataError: if the log breaks a rule, or the folder is damaged.
+          DataError: if the log breaks a rule or has one item, or the folder is damaged.
         """
         folder = _open_folder(config, extend=schema is not None)
         if folder is not None:
             return cls(_read_sample(folder, config), folder, 0)
         first_stage = 0 if schema is None else len(schema["objectives"])
-        return cls(prepare(config, schema), None, first_stage)
+        log = prepare(config, schema)
+        check_catalogue(log.items.size)
+        return cls(log, None, first_stage)
 
     def schema(self) -> dict[str, Any]:
         """Returns what lies beside the checkpoints, and tells one log from another."""

@@ -34,6 +34,7 @@ from tfcsmf.config import ClusterConfig, Config
 from tfcsmf.data.batch_rows import Batch
 from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.funnel import joint_lessons, with_later_events
+from tfcsmf.data.prepare import check_catalogue
 from tfcsmf.data.prepared import PreparedLog
 from tfcsmf.errors import DataError
 from tfcsmf.evaluation.protocols import mean_recall
@@ -210,7 +211,8 @@ class CascadeTrainer:
         """Returns a stage's batches; with `joint`, later objectives' rows in them."""
         loss, data = self.config.loss, self.config.data
         stage = self.log.objectives.index(objective)
-        batches = self._make_batches(
+        check_catalogue(self.log.items.size)
+        return self._make_batches(
             objective,
             BatchSettings(
                 self.config.stage(objective).batch_size,
@@ -231,7 +233,6 @@ class CascadeTrainer:
             ),
             joint,
         )
-        return batches
 
     def _sampler(self, objective: str) -> NegativeSampler | None:
         name = self.config.sampler(objective)

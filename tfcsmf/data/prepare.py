@@ -63,7 +63,7 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
 
     Raises:
       DataError: if the log breaks a rule (`load_log`), a declared feature does not
-        exist, an objective has no training event, or the catalogue has one item.
+        exist, or an objective has no training event.
     """
     fixed = None if schema is None else load_schema(schema)
     raw = load_log(config)
@@ -80,7 +80,6 @@ def prepare(config: Config, schema: Mapping[str, Any] | None = None) -> Prepared
     item_ids = all_ids(
         raw.events, raw.items, "item_id", fixed.item_ids if fixed else None
     )
-    check_catalogue(len(item_ids))
     log = code_log(raw, user_ids, item_ids, names, len(objectives))
     # Millions of rows: every form of them is let go when the next one stands.
     raw = replace(raw, events=raw.events.clear())
