@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcsmf.losses import SampledSoftmax, adaptive_margin, chunked_softmax
+from tfcsmf.losses import (
+    SampledSoftmax,
+    adaptive_margin,
+    chunked_softmax,
+    largest_margin,
+)
 from tfcsmf.losses.chunked_softmax import _CHUNK_SCORES, _MIN_ROWS, _Shift
 
 ROWS, COLUMNS, D = 250, 40_000, 5  # 104, 104 and 42 rows at a time
@@ -120,6 +125,50 @@ def test_what_spans_too_much_is_shifted_by_rows(change):
         if not np.isnan(value):
             expected = plain(*wrong.values())
             np.testing.assert_allclose(float(loss), float(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["confusable", "order"])
+def test_a_margin_that_is_a_factor_equals_one_that_is_added(form):
+    upstream = tf.constant(RNG.normal(size=[ROWS, COLUMNS]), tf.float32)
+    positives = tf.linalg.diag_part(upstream[:, :ROWS])
+    greatest = largest_margin(form, 2.0, 3.0)
+
+    def part(start, stop):
+        own = positives[start:stop]
+        return adaptive_margin(upstream[start:stop], form, 2.0, 3.0, positives=own)
+
+    def loss(**options):
+        return chunked_softmax(
+            *(0.3 * QUERIES, CANDIDATES, BIAS, BIAS[:ROWS], WEIGHTS, PAIRS),
+            **options,
+        )
+
+    assert fits(0.3, BIAS)
+    assert 0.5 * greatest < np.max(part(0, ROWS)) <= greatest
+    factor, added, bare = (
+        value_and_gradients(lambda options=options: loss(**options))
+        for options in (
+            {"margin": part, "largest_margin": greatest},
+            {"margin": part},
+            {},
+        )
+    )
+    for a, b in zip(factor, added, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    assert float(factor[0]) > 1.01 * float(bare[0])
+
+
+def test_a_margin_too_great_for_a_factor_is_added():
+    def loss(strength):
+        return chunked_softmax(
+            *(0.3 * QUERIES[:3], CANDIDATES[:4]),
+            margin=lambda start, stop: tf.fill([stop - start, 4], strength),
+            largest_margin=strength,
+        )
+
+    # The difference to the positive is nearly all margin: three losses of about 200.
+    assert float(loss(200.0)) == pytest.approx(600.0, rel=0.02)
+    assert 0.0 < float(loss(1.0)) < 20.0
 
 
 def test_pairs_equal_a_mask_and_functions_equal_matrices():

@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.data.batch_parts import WHOLE
-from tfcsmf.losses import SampledSoftmax, adaptive_margin
-from tfcsmf.losses.chunked_softmax import EXCLUDED
+from tfcsmf.losses import SampledSoftmax, largest_margin, margin_of_leads
+from tfcsmf.losses.chunked_softmax import EXCLUDED, RowMargins
 from tfcsmf.losses.own_negatives import own_negatives, take_rows
 from tfcsmf.negatives.memory import CandidateMemory, Columns
 
@@ -44,6 +44,10 @@ class UpstreamMargin:
       upstream: float [rows, d], queries of the stage before, by temperature.
       frozen: float [columns, d], the candidates on earlier blocks.
       positives: int32 [n, 2] of (row, column), sorted.
+      spare: float [d], 1 in a dimension that is 0 in all of both, else 0.
+
+    Attributes:
+      largest: no margin is greater.
     """
 
     def __init__(
@@ -52,29 +56,39 @@ class UpstreamMargin:
         upstream: tf.Tensor,
         frozen: tf.Tensor,
         positives: tf.Tensor,
+        spare: tf.Tensor,
     ) -> None:
         self._settings = settings
-        self._upstream = tf.stop_gradient(upstream)
         self._frozen = frozen
+        self._spare = spare
+        self.largest = largest_margin(**settings)
+        upstream = tf.stop_gradient(upstream)
         rows, columns = tf.unstack(positives, axis=1)
         # The mean of scores is the score of the mean.
-        self._mean = tf.math.segment_mean(tf.gather(frozen, columns), rows)
+        mean = tf.math.segment_mean(tf.gather(frozen, columns), rows)
+        reference = tf.reduce_sum(upstream * mean, axis=1, keepdims=True)
+        # A candidate with 1 in the spare dimension then has s(u, j) - s(u, i) as its
+        # product: no pass over all scores for the difference.
+        self._relative = upstream - reference * spare
 
-    def __call__(
-        self, candidates: tf.Tensor, start: tf.Tensor, stop: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the margins of rows [start, stop) against frozen candidates."""
-        part = self._upstream[start:stop]
-        reference = tf.reduce_sum(part * self._mean[start:stop], axis=1)
-        scores = tf.matmul(part, candidates, transpose_b=True)
-        return adaptive_margin(scores, **self._settings, positives=reference)
+    def against(self, candidates: tf.Tensor) -> RowMargins:
+        """Returns what gives the margins of some rows against frozen candidates."""
+        raised = candidates + self._spare
+        # oneDNN has products of matrices with bias and sigmoid in one operation.
+        zeros = tf.zeros([tf.shape(candidates)[0]])
+
+        def margins(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+            part = self._relative[start:stop]
+            leads = tf.matmul(part, raised, transpose_b=True)
+            return margin_of_leads(tf.nn.bias_add(leads, zeros), **self._settings)
+
+        return margins
 
     def own(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """Returns the margins of rows [n] and their own columns [n, m]."""
-        part = tf.gather(self._upstream, rows)
-        reference = tf.reduce_sum(part * tf.gather(self._mean, rows), axis=1)
-        scores = tf.linalg.matvec(tf.gather(self._frozen, columns), part)
-        return adaptive_margin(scores, **self._settings, positives=reference)
+        raised = tf.gather(self._frozen, columns) + self._spare
+        leads = tf.linalg.matvec(raised, tf.gather(self._relative, rows))
+        return margin_of_leads(leads, **self._settings)
 
 
 def batch_loss(
@@ -141,13 +155,11 @@ def batch_loss(
     if whole is not None and draws is None:
         size = tf.size(items) if counts is None else tf.reduce_sum(counts)
         draws = tf.maximum(tf.cast(size, tf.float32) - of_row, 1.0)
-    margin_of = None
+    margins: dict[str, Any] = {}
     if margin is not None and frozen_candidates is not None:
         frozen = tf.gather(frozen_candidates, items)
-
-        def margin_of(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-            return margin(frozen, start, stop)
-
+        margins["margin"] = margin.against(frozen)
+        margins["largest_margin"] = margin.largest
     loss = task(
         query,
         pool,
@@ -157,12 +169,12 @@ def batch_loss(
         ),
         positives=positives,
         candidate_counts=counts,
-        margin=margin_of,
         excluded_pairs=excluded,
         compute_metrics=False,
         compute_batch_metrics=False,
         draws=draws,
         extra=extra,
+        **margins,
     )
     if memory is not None and training:
         memory.push(*remembered)

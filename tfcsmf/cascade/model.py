@@ -243,7 +243,10 @@ class CSMF(tfrs.Model):
         )
         if self.task.temperature is not None:
             upstream = upstream / self.task.temperature
-        return UpstreamMargin(self.margin, upstream, frozen, inputs["positives"])
+        # Of this stage's block, where earlier stages' vectors are 0.
+        own = tf.cast(self._own_block(self.stage, True), tf.int32)
+        spare = tf.one_hot(tf.argmax(own), tf.size(own))
+        return UpstreamMargin(self.margin, upstream, frozen, inputs["positives"], spare)
 
     def _own_block(self, stage: int, training: bool) -> tf.Tensor:
         owner = tf.convert_to_tensor(self.block_owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _SPAN = 40.0
 
 # (scores of rows [start, stop), start, stop) -> scores, both [stop - start, columns].
 AdjustScores = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# (start, stop) -> what the scores of those rows get, [stop - start, columns].
+RowMargins = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def chunked_softmax(
@@ -37,6 +40,8 @@ def chunked_softmax(
     adjust: AdjustScores | None = None,
     positives: tf.Tensor | None = None,
     extra: tf.Tensor | None = None,
+    margin: RowMargins | None = None,
+    largest_margin: float = math.inf,
 ) -> tf.Tensor:
     """Returns the softmax cross-entropy of rows against columns, summed over positives.
 
@@ -61,13 +66,17 @@ def chunked_softmax(
       sample_weight: float [n].
       excluded_pairs: int32 [m, 2] of (row, column), sorted by row: left out of
         the softmax. Positives never are.
-      adjust: changes the biased scores of negatives (margins, masks); no gradient
-        flows through what it adds.
+      adjust: changes the biased scores of negatives (masks); no gradient flows through
+        what it adds.
       positives: int32 [n, 2] of (row, column), sorted by row: any number per row, also
         none, for candidates that are listed once however many rows have them as
         their positive. Rows without positives add nothing and get no gradient.
       extra: float [n], the logarithm of what further negatives of each positive add to
         its denominator: `log(exp(s_rp) + sum_{j in N_r} exp(s_rj) + exp(extra_p))`.
+      margin: what is added to the biased scores of negatives, for some rows at a time;
+        no gradient flows into it.
+      largest_margin: no margin is greater. Where it is small exponentials are computed
+        faster.
 
     Returns:
       A float scalar, differentiable (once) in queries, candidates and extra.
@@ -90,7 +99,8 @@ def chunked_softmax(
     ) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
         shift = None
-        if adjust is None and queries.dtype == tf.float32:
+        factors = margin is None or largest_margin <= _SPAN
+        if adjust is None and factors and queries.dtype == tf.float32:
             shift = _Shift.of(queries, candidates, column_bias, positive_bias)
 
         def body(
@@ -124,6 +134,8 @@ def chunked_softmax(
                 scores = tf.matmul(part, candidates, transpose_b=True)
                 if column_bias is not None:
                     scores = tf.nn.bias_add(scores, column_bias)
+                if margin is not None:
+                    scores += margin(start, stop)
                 if adjust is not None:
                     scores = adjust(scores, start, stop)
                 scores = _hide(scores, hidden)
@@ -142,6 +154,8 @@ def chunked_softmax(
                 bias = tf.zeros([columns]) if column_bias is None else column_bias
                 products = tf.matmul(part, candidates, transpose_b=True)
                 share = tf.sigmoid(tf.nn.bias_add(products, bias - shift.value))
+                if margin is not None:
+                    share *= tf.exp(margin(start, stop))
                 return _zero(share, hidden), tf.fill([stop - start, 1], shift.value)
 
             # Left unnormalised: d columns are divided instead of all of them.

@@ -50,20 +50,47 @@ def adaptive_margin(
     """
     if form == "none" or strength == 0.0:
         return None
-    scores = tf.stop_gradient(upstream_scores)
-    rows = tf.shape(scores)[0]
-    given = positives is not None
+    rows = tf.shape(upstream_scores)[0]
+    own = positives
+    if own is None:
+        own = tf.linalg.diag_part(upstream_scores[:, :rows])
+    leads = upstream_scores - own[:, tf.newaxis]
+    margin = margin_of_leads(leads, form, strength, maximum)
     if positives is None:
-        positives = tf.linalg.diag_part(scores[:, :rows])
-    own = tf.stop_gradient(positives)[:, tf.newaxis]
-    if form == "confusable":
-        margin = tf.sigmoid(scores - own)
-    elif form == "order":
-        margin = tf.clip_by_value(own - scores, 0.0, maximum)
-    else:
-        raise ValueError(
-            f"`form` should be 'none', 'confusable' or 'order'. Received: {form!r}."
-        )
-    if not given:
         margin = tf.linalg.set_diag(margin, tf.zeros([rows], margin.dtype))
-    return strength * margin
+    return margin
+
+
+def margin_of_leads(
+    leads: tf.Tensor, form: MarginForm, strength: float, maximum: float = 5.0
+) -> tf.Tensor:
+    """Returns `adaptive_margin` by how far upstream ranks negatives above positives.
+
+    Args:
+      leads: float, any shape: s(u, j) - s(u, i).
+      form: see `adaptive_margin`; not `none`.
+      strength: see `adaptive_margin`.
+      maximum: see `adaptive_margin`.
+
+    Raises:
+      ValueError: for an unknown form.
+
+    Example:
+      >>> margin_of_leads(tf.constant([-2.0, 1.0]), "order", 0.5).numpy().tolist()
+      [1.0, 0.0]
+    """
+    leads = tf.stop_gradient(leads)
+    if form == "confusable":
+        return strength * tf.sigmoid(leads)
+    if form == "order":
+        return strength * tf.clip_by_value(-leads, 0.0, maximum)
+    raise ValueError(
+        f"`form` should be 'none', 'confusable' or 'order'. Received: {form!r}."
+    )
+
+
+def largest_margin(form: MarginForm, strength: float, maximum: float = 5.0) -> float:
+    """Returns what no margin is greater than; arguments as in `adaptive_margin`."""
+    if form == "none":
+        return 0.0
+    return strength * (maximum if form == "order" else 1.0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tfcsmf.losses.chunked_softmax import EXCLUDED, AdjustScores, chunked_softmax
+from tfcsmf.losses.chunked_softmax import (
+    EXCLUDED,
+    AdjustScores,
+    RowMargins,
+    chunked_softmax,
+)
 
 # [rows, columns], or a function of (start, stop) that returns those rows.
-Margin: TypeAlias = "tf.Tensor | Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
+Margin: TypeAlias = "tf.Tensor | RowMargins"
 
 
 class SampledSoftmax(tfrs.tasks.Retrieval):
@@ -101,6 +106,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         candidate_counts: tf.Tensor | None = None,
         draws: tf.Tensor | None = None,
         extra: tf.Tensor | None = None,
+        largest_margin: float = math.inf,
     ) -> tf.Tensor:
         """Computes the loss.
 
@@ -136,6 +142,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
           extra: float [n], the logarithm of what further negatives of each positive
             add to its denominator, temperature and correction applied; see
             `own_negatives`. Not together with `num_hard_negatives` or batch metrics.
+          largest_margin: no `margin` is greater; see `chunked_softmax`.
 
         Returns:
           The loss summed over positives, a float scalar.
@@ -165,9 +172,6 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         arguments = (query_embeddings, candidate_embeddings, column_bias, positive_bias)
 
         def adjust(scores: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-            if margin is not None:
-                added = margin(start, stop) if callable(margin) else margin[start:stop]
-                scores = scores + added
             if hit_ids is not None:
                 hits = tf.equal(hit_ids[start:stop, tf.newaxis], hit_ids)
                 scores = tf.where(hits, EXCLUDED, scores)
@@ -175,9 +179,10 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 scores = tf.where(score_mask[start:stop], scores, EXCLUDED)
             return scores
 
-        plain = margin is None and hit_ids is None and score_mask is None
+        added = _by_rows(margin) if isinstance(margin, tf.Tensor) else margin
+        masked = hit_ids is not None or score_mask is not None
         if self.num_hard_negatives or use_batch_metrics:
-            scores = _all_scores(*arguments, excluded_pairs, adjust)
+            scores = _all_scores(*arguments, excluded_pairs, adjust, added)
             loss = self._reduce(scores, sample_weight)
         else:
             scores = None
@@ -185,9 +190,11 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 *arguments,
                 sample_weight,
                 excluded_pairs,
-                None if plain else adjust,
+                adjust if masked else None,
                 positives,
                 extra,
+                added,
+                largest_margin,
             )
         self._update_metrics(
             loss,
@@ -301,6 +308,10 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 metric.update_state(labels, scores, sample_weight=sample_weight)
 
 
+def _by_rows(margin: tf.Tensor) -> RowMargins:
+    return lambda start, stop: margin[start:stop]
+
+
 def _all_scores(
     queries: tf.Tensor,
     candidates: tf.Tensor,
@@ -308,6 +319,7 @@ def _all_scores(
     positive_bias: tf.Tensor | None,
     excluded_pairs: tf.Tensor | None,
     adjust: AdjustScores,
+    margin: RowMargins | None,
 ) -> tf.Tensor:
     """Returns the logits as `chunked_softmax` takes them, float [rows, columns]."""
     scores = tf.matmul(queries, candidates, transpose_b=True)
@@ -317,6 +329,8 @@ def _all_scores(
         positives += positive_bias
     if column_bias is not None:
         scores += column_bias
+    if margin is not None:
+        scores += margin(tf.constant(0), rows)
     scores = adjust(scores, tf.constant(0), rows)
     if excluded_pairs is not None:
         hidden = tf.fill([tf.shape(excluded_pairs)[0]], EXCLUDED)
