@@ -148,7 +148,7 @@ def grouped_towers(items: int) -> CSMF:
 
     As `fused_query.grouped_model`, for tables that are too large for copies.
     """
-    model = training.two_towers(QUERIES, items, "none")
+    model = training.two_towers(QUERIES, items)
     rng = np.random.default_rng(0)
     for parameter in model.owned_parameters:
         # The first stage owns every weight; the output dimensions are divided.

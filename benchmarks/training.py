@@ -23,10 +23,10 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tfcsmf.cascade import capacity
-from tfcsmf.cascade.model import CSMF, build_model
+from tfcsmf.cascade.model import CSMF, build_model, margins_due
 from tfcsmf.cascade.pruning import make_criterion
 from tfcsmf.cascade.stage_step import StageStep
-from tfcsmf.config import Config, StageConfig
+from tfcsmf.config import Config, MarginConfig, StageConfig
 from tfcsmf.data.batch_rows import row_blocks
 from tfcsmf.data.batches import BatchSettings, StageBatches
 from tfcsmf.data.inputs import CANDIDATE_ID, QUERY_ID
@@ -42,7 +42,7 @@ SIZES = {
     "batch": [1024, 4096],
     "users": 200_000,
     "items": 100_000,
-    "steps": 10,
+    "steps": 24,
     "rows": [100_000, 1_000_000],
     "rows_batch": 1024,
     "log_users": 4000,
@@ -59,6 +59,8 @@ QUICK = {
     "log_items": 100,
 }
 
+NONE = MarginConfig(form="none")
+
 Draws = tuple[np.ndarray, np.ndarray]
 Run = Callable[[], None]
 
@@ -72,13 +74,18 @@ def draw(users: int, items: int, batch: int, steps: int) -> Draws:
     )
 
 
-def two_towers(users: int, items: int, margin: str) -> CSMF:
+def two_towers(users: int, items: int, margin: MarginConfig = NONE) -> CSMF:
     return CSMF(
         Tower(QUERY_ID, users + NUM_RESERVED, name="query"),
         Tower(CANDIDATE_ID, items + NUM_RESERVED, name="candidate"),
         SampledSoftmax(correct_positives=False),
-        margin={"form": margin, "strength": 0.1},
+        margin=margin.model_dump(),
     )
+
+
+def seed_of(users: tf.Tensor) -> tf.Tensor:
+    """A seed of the batch's own, which also says whether it has margins."""
+    return tf.stack([0, users[0]])
 
 
 def open_second_stage(model: CSMF, items: int) -> None:
@@ -95,9 +102,15 @@ def open_second_stage(model: CSMF, items: int) -> None:
     model.stage = 1
 
 
-def ours(users: int, items: int, optimizer: str, draws: Draws, margin: str = "") -> Run:
+def ours(
+    users: int,
+    items: int,
+    optimizer: str,
+    draws: Draws,
+    margin: MarginConfig | None = None,
+) -> Run:
     """A first stage, or with `margin` a second one."""
-    model = two_towers(users, items, margin or "none")
+    model = two_towers(users, items, margin or NONE)
     if margin:
         open_second_stage(model, items)
     # Every user's known positives: what these steps draw for it.
@@ -118,7 +131,7 @@ def ours(users: int, items: int, optimizer: str, draws: Draws, margin: str = "")
             "positives": tf.stack([tf.range(tf.size(users)), columns], axis=1),
             "counts": tf.cast(counts, tf.float32),
             "excluded_pairs": known_pairs(*known, users, listed),
-            "seed": tf.constant([0, 0]),
+            "seed": seed_of(users),
         }
 
     # Batches differ in their numbers of distinct rows and known positives.
@@ -179,12 +192,18 @@ def from_memory(report: harness.Report, options: argparse.Namespace) -> None:
     sizes = (options.users, options.items)
     for batch in options.batch:
         draws = draw(*sizes, batch, options.steps)
+        share = MarginConfig().share
+        due = [bool(margins_due(seed_of(users), share)) for users in draws[0]]
+        report.note(f"batches of {batch}: {sum(due)} of {len(due)} have margins")
         for optimizer in options.optimizer:
             common = (*sizes, optimizer, draws)
             systems = {
                 "tfcsmf, stage 1": ours(*common),
-                "tfcsmf, stage 2, margin none": ours(*common, "none"),
-                "tfcsmf, stage 2, margin confusable": ours(*common, "confusable"),
+                "tfcsmf, stage 2": ours(*common, MarginConfig()),
+                "tfcsmf, stage 2, no margins": ours(*common, NONE),
+                "tfcsmf, stage 2, all with margins": ours(
+                    *common, MarginConfig(share=1)
+                ),
                 "stock TFRS": stock(*common),
             }
             rates = {

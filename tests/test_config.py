@@ -132,7 +132,7 @@ def test_unknown_keys_name_the_nearest(tree, key, hint):
 
 
 def test_an_unknown_key_unlike_any_lists_the_known_ones():
-    known = "Known: loss.margin.form, loss.margin.strength, loss.margin.maximum"
+    known = "Known: loss.margin.form, loss.margin.strength, loss.margin.share"
     with pytest.raises(ConfigError, match=known):
         Config.from_dict({"loss": {"margin": {"zzzzzz": 1}}})
 

@@ -202,7 +202,10 @@ class MarginConfig(Section):
 
     form: Literal["none", "confusable", "order"] = "confusable"
     # Strength (lambda); 0 is the plain loss.
-    strength: NonNegativeFloat = 0.1
+    strength: NonNegativeFloat = 0.8
+    # Share of the batches, drawn at random, that have margins, which cost a pass of the
+    # stage before and a matrix product more (our reading).
+    share: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.125
     # Cap of the order-keeping margin.
     maximum: PositiveFloat = 5.0
 

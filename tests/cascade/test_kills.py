@@ -38,6 +38,7 @@ CONFIG = {
         "whole_catalogue": 0,
         "uniform_negatives": 16,
         "hard_negatives": 8,
+        "margin": {"share": 0.5},
     },
     "cascade": {
         "objectives": ["exposure", "click"],

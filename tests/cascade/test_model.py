@@ -304,6 +304,26 @@ def test_disjoint_blocks_ignore_frozen_candidates(build, some_inputs, batch):
     assert float(model.compute_loss(batch)) == pytest.approx(loss, rel=1e-6)
 
 
+def test_a_share_of_the_batches_has_margins(build, some_inputs, any_batch):
+    def losses(*assignments):
+        model = second_stage(build("loss.margin.strength=2", *assignments), some_inputs)
+        compute = tf.function(model.compute_loss)
+        batches = [any_batch | {"seed": tf.constant([0, s])} for s in range(40)]
+        return [
+            [float(compute(b, training)) for b in batches] for training in (True, False)
+        ]
+
+    with_margins, always = losses("loss.margin.share=1")
+    without, _ = losses("loss.margin.form=none")
+    some, validated = losses("loss.margin.share=0.3")
+    assert validated == always
+    due = [a == pytest.approx(b) for a, b in zip(some, with_margins, strict=True)]
+    assert 5 <= sum(due) <= 20
+    for value, is_due, bare, full in zip(some, due, without, with_margins, strict=True):
+        assert full > bare * 1.01
+        assert value == pytest.approx(full if is_due else bare)
+
+
 def test_margin_of_strength_zero_is_bit_equal_to_none(build, some_inputs, batch):
     results = []
     for form, strength in (("none", 1.0), ("confusable", 0.0), ("confusable", 1.0)):

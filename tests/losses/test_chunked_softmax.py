@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfcsmf.losses import (
+    RowMargins,
     SampledSoftmax,
     adaptive_margin,
     chunked_softmax,
@@ -148,8 +149,8 @@ def test_a_margin_that_is_a_factor_equals_one_that_is_added(form):
     factor, added, bare = (
         value_and_gradients(lambda options=options: loss(**options))
         for options in (
-            {"margin": part, "largest_margin": greatest},
-            {"margin": part},
+            {"margin": RowMargins(part, greatest)},
+            {"margin": RowMargins(part)},
             {},
         )
     )
@@ -162,8 +163,9 @@ def test_a_margin_too_great_for_a_factor_is_added():
     def loss(strength):
         return chunked_softmax(
             *(0.3 * QUERIES[:3], CANDIDATES[:4]),
-            margin=lambda start, stop: tf.fill([stop - start, 4], strength),
-            largest_margin=strength,
+            margin=RowMargins(
+                lambda start, stop: tf.fill([stop - start, 4], strength), strength
+            ),
         )
 
     # The difference to the positive is nearly all margin: three losses of about 200.
@@ -188,7 +190,7 @@ def test_pairs_equal_a_mask_and_functions_equal_matrices():
         value_and_gradients(lambda a=arguments: task(QUERIES, CANDIDATES, **a))
         for arguments in (
             {"score_mask": tf.constant(mask), "margin": margin},
-            {"excluded_pairs": tf.constant(PAIRS), "margin": part},
+            {"excluded_pairs": tf.constant(PAIRS), "margin": RowMargins(part)},
             {"excluded_pairs": tf.constant(PAIRS)},
         )
     ]

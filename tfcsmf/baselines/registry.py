@@ -76,13 +76,16 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "recovery_off": ("cascade.stage.recovery_epochs=0",),
     "recovery_1": ("cascade.stage.recovery_epochs=1",),
     "margin_off": ("loss.margin.form=none",),
-    "margin_confusable_0.1": (
-        "loss.margin.form=confusable",
-        "loss.margin.strength=0.1",
-    ),
-    "margin_confusable_1": ("loss.margin.form=confusable", "loss.margin.strength=1"),
-    "margin_order_0.1": ("loss.margin.form=order", "loss.margin.strength=0.1"),
-    "margin_order_1": ("loss.margin.form=order", "loss.margin.strength=1"),
+    # In every batch.
+    **{
+        f"margin_{form}_{strength}": (
+            f"loss.margin.form={form}",
+            f"loss.margin.strength={strength}",
+            "loss.margin.share=1",
+        )
+        for form in ("confusable", "order")
+        for strength in (0.1, 1)
+    },
     "hard_negatives_0": ("loss.hard_negatives=0",),
     "hard_negatives_256": ("loss.hard_negatives=256",),
     "freed_zero": ("cascade.stage.freed=zero",),

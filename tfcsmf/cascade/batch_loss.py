@@ -9,8 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.data.batch_parts import WHOLE
-from tfcsmf.losses import SampledSoftmax, largest_margin, margin_of_leads
-from tfcsmf.losses.chunked_softmax import EXCLUDED, RowMargins
+from tfcsmf.losses import (
+    RowMargins,
+    SampledSoftmax,
+    largest_margin,
+    margin_of_leads,
+)
+from tfcsmf.losses.chunked_softmax import EXCLUDED
 from tfcsmf.losses.own_negatives import own_negatives, take_rows
 from tfcsmf.negatives.memory import CandidateMemory, Columns
 
@@ -45,9 +50,7 @@ class UpstreamMargin:
       frozen: float [columns, d], the candidates on earlier blocks.
       positives: int32 [n, 2] of (row, column), sorted.
       spare: float [d], 1 in a dimension that is 0 in all of both, else 0.
-
-    Attributes:
-      largest: no margin is greater.
+      due: bool scalar, whether there are margins this time; `None` for always.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class UpstreamMargin:
         frozen: tf.Tensor,
         positives: tf.Tensor,
         spare: tf.Tensor,
+        due: tf.Tensor | None = None,
     ) -> None:
         self._settings = settings
         self._frozen = frozen
         self._spare = spare
-        self.largest = largest_margin(**settings)
+        self._due = due
         upstream = tf.stop_gradient(upstream)
         rows, columns = tf.unstack(positives, axis=1)
         # The mean of scores is the score of the mean.
@@ -77,18 +81,19 @@ class UpstreamMargin:
         # oneDNN has products of matrices with bias and sigmoid in one operation.
         zeros = tf.zeros([tf.shape(candidates)[0]])
 
-        def margins(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        def of(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
             part = self._relative[start:stop]
             leads = tf.matmul(part, raised, transpose_b=True)
             return margin_of_leads(tf.nn.bias_add(leads, zeros), **self._settings)
 
-        return margins
+        return RowMargins(of, largest_margin(**self._settings), self._due)
 
     def own(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """Returns the margins of rows [n] and their own columns [n, m]."""
         raised = tf.gather(self._frozen, columns) + self._spare
         leads = tf.linalg.matvec(raised, tf.gather(self._relative, rows))
-        return margin_of_leads(leads, **self._settings)
+        margins = margin_of_leads(leads, **self._settings)
+        return margins if self._due is None else tf.where(self._due, margins, 0.0)
 
 
 def batch_loss(
@@ -155,11 +160,9 @@ def batch_loss(
     if whole is not None and draws is None:
         size = tf.size(items) if counts is None else tf.reduce_sum(counts)
         draws = tf.maximum(tf.cast(size, tf.float32) - of_row, 1.0)
-    margins: dict[str, Any] = {}
+    margins = None
     if margin is not None and frozen_candidates is not None:
-        frozen = tf.gather(frozen_candidates, items)
-        margins["margin"] = margin.against(frozen)
-        margins["largest_margin"] = margin.largest
+        margins = margin.against(tf.gather(frozen_candidates, items))
     loss = task(
         query,
         pool,
@@ -169,12 +172,12 @@ def batch_loss(
         ),
         positives=positives,
         candidate_counts=counts,
+        margin=margins,
         excluded_pairs=excluded,
         compute_metrics=False,
         compute_batch_metrics=False,
         draws=draws,
         extra=extra,
-        **margins,
     )
     if memory is not None and training:
         memory.push(*remembered)

@@ -62,7 +62,7 @@ class CSMF(tfrs.Model):
       loss: the sampled softmax task.
       disjoint_blocks: use block o alone in s_o instead of blocks 0..o.
       margin: keyword arguments of `adaptive_margin` (`form`, `strength`,
-        `maximum`).
+        `maximum`), and `share` of the training batches that have margins.
       normalize: vectors of bounded length, see `tfcsmf.towers.bounded`: u^(o) and
         v_0 have length 1, later blocks of v at most 1.
 
@@ -93,7 +93,9 @@ class CSMF(tfrs.Model):
         self.candidate_tower = candidate_tower
         self.task = loss
         self.disjoint_blocks = disjoint_blocks
-        self.margin = dict(margin or {"form": "none", "strength": 0.0})
+        settings = dict(margin or {"form": "none", "strength": 0.0})
+        self.margin_share = float(settings.pop("share", 1.0))
+        self.margin = settings
         self.normalize = normalize
         self.block_owner = new_owner("block_owner", (query_tower.dimension,))
         self.stage = 0
@@ -208,7 +210,7 @@ class CSMF(tfrs.Model):
             frozen = tf.gather(self.frozen_candidates, inputs["items"])
             # The own block of `frozen` is zero, so this joins the blocks.
             candidate = candidate + frozen
-            margin = self._margin(inputs, frozen, blocks)
+            margin = self._margin(inputs, query, frozen, blocks, seed)
         return batch_loss(
             self.task,
             inputs,
@@ -234,19 +236,34 @@ class CSMF(tfrs.Model):
         return {name: self.id_tables[name].block(part) for name, part in rows.items()}
 
     def _margin(
-        self, inputs: Mapping[str, Any], frozen: tf.Tensor, blocks: Blocks
+        self,
+        inputs: Mapping[str, Any],
+        query: tf.Tensor,
+        frozen: tf.Tensor,
+        blocks: Blocks,
+        seed: tf.Tensor | None,
     ) -> UpstreamMargin | None:
         if self.margin["form"] == "none" or self.margin["strength"] == 0.0:
             return None
-        upstream = self.query_vectors(
-            inputs["query"], self.stage - 1, blocks=blocks, part=inputs.get(PART)
-        )
-        if self.task.temperature is not None:
-            upstream = upstream / self.task.temperature
+
+        def upstream_queries() -> tf.Tensor:
+            vectors = self.query_vectors(
+                inputs["query"], self.stage - 1, blocks=blocks, part=inputs.get(PART)
+            )
+            return tf.stop_gradient(vectors / (self.task.temperature or 1.0))
+
+        due = None
+        if seed is None or self.margin_share == 1.0:
+            upstream = upstream_queries()
+        else:
+            due = margins_due(seed, self.margin_share)
+            upstream = tf.cond(due, upstream_queries, lambda: tf.zeros_like(query))
         # Of this stage's block, where earlier stages' vectors are 0.
         own = tf.cast(self._own_block(self.stage, True), tf.int32)
         spare = tf.one_hot(tf.argmax(own), tf.size(own))
-        return UpstreamMargin(self.margin, upstream, frozen, inputs["positives"], spare)
+        return UpstreamMargin(
+            self.margin, upstream, frozen, inputs["positives"], spare, due
+        )
 
     def _own_block(self, stage: int, training: bool) -> tf.Tensor:
         owner = tf.convert_to_tensor(self.block_owner)
@@ -261,6 +278,14 @@ class CSMF(tfrs.Model):
             tf.convert_to_tensor(self.block_owner), tf.cast(stage, tf.int8)
         )
         return own | earlier
+
+
+def margins_due(seed: tf.Tensor, share: float) -> tf.Tensor:
+    """Returns whether a batch is of the share that has margins, a bool scalar.
+
+    By the batch's own seed, int [2]: the same on all workers and after a resume.
+    """
+    return tf.random.stateless_uniform([], seed + [0, 13]) < share
 
 
 def build_model(config: Config, log: PreparedLog, devices: Sequence[str] = ()) -> CSMF:

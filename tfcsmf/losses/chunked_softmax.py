@@ -26,8 +26,41 @@ _SPAN = 40.0
 
 # (scores of rows [start, stop), start, stop) -> scores, both [stop - start, columns].
 AdjustScores = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-# (start, stop) -> what the scores of those rows get, [stop - start, columns].
-RowMargins = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@dataclass(frozen=True)
+class RowMargins:
+    """What is added to the scores of negatives, for some rows at a time.
+
+    Attributes:
+      of: (start, stop) -> the margins of rows [start, stop), [stop - start, columns].
+        No gradient flows into them.
+      largest: no margin is greater. Where it is small exponentials are computed faster.
+      due: bool scalar, whether there are margins this time; `None` for always.
+    """
+
+    of: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    largest: float = math.inf
+    due: tf.Tensor | None = None
+
+    def added_to(
+        self, scores: tf.Tensor, start: tf.Tensor, stop: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the scores of those rows with their margins."""
+        return self._if_due(lambda: scores + self.of(start, stop), scores)
+
+    def as_factors_of(
+        self, shares: tf.Tensor, start: tf.Tensor, stop: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns exponentials of scores as those with margins would be."""
+        return self._if_due(lambda: shares * tf.exp(self.of(start, stop)), shares)
+
+    def _if_due(
+        self, changed: Callable[[], tf.Tensor], unchanged: tf.Tensor
+    ) -> tf.Tensor:
+        if self.due is None:
+            return changed()
+        return tf.cond(self.due, changed, lambda: unchanged)
 
 
 def chunked_softmax(
@@ -41,7 +74,6 @@ def chunked_softmax(
     positives: tf.Tensor | None = None,
     extra: tf.Tensor | None = None,
     margin: RowMargins | None = None,
-    largest_margin: float = math.inf,
 ) -> tf.Tensor:
     """Returns the softmax cross-entropy of rows against columns, summed over positives.
 
@@ -73,10 +105,7 @@ def chunked_softmax(
         their positive. Rows without positives add nothing and get no gradient.
       extra: float [n], the logarithm of what further negatives of each positive add to
         its denominator: `log(exp(s_rp) + sum_{j in N_r} exp(s_rj) + exp(extra_p))`.
-      margin: what is added to the biased scores of negatives, for some rows at a time;
-        no gradient flows into it.
-      largest_margin: no margin is greater. Where it is small exponentials are computed
-        faster.
+      margin: what is added to the biased scores of negatives.
 
     Returns:
       A float scalar, differentiable (once) in queries, candidates and extra.
@@ -99,7 +128,7 @@ def chunked_softmax(
     ) -> tuple[tf.Tensor, object]:
         rows = tf.shape(queries)[0]
         shift = None
-        factors = margin is None or largest_margin <= _SPAN
+        factors = margin is None or margin.largest <= _SPAN
         if adjust is None and factors and queries.dtype == tf.float32:
             shift = _Shift.of(queries, candidates, column_bias, positive_bias)
 
@@ -135,7 +164,7 @@ def chunked_softmax(
                 if column_bias is not None:
                     scores = tf.nn.bias_add(scores, column_bias)
                 if margin is not None:
-                    scores += margin(start, stop)
+                    scores = margin.added_to(scores, start, stop)
                 if adjust is not None:
                     scores = adjust(scores, start, stop)
                 scores = _hide(scores, hidden)
@@ -155,7 +184,7 @@ def chunked_softmax(
                 products = tf.matmul(part, candidates, transpose_b=True)
                 share = tf.sigmoid(tf.nn.bias_add(products, bias - shift.value))
                 if margin is not None:
-                    share *= tf.exp(margin(start, stop))
+                    share = margin.as_factors_of(share, start, stop)
                 return _zero(share, hidden), tf.fill([stop - start, 1], shift.value)
 
             # Left unnormalised: d columns are divided instead of all of them.

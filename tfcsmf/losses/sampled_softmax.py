@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -15,7 +14,7 @@ from tfcsmf.losses.chunked_softmax import (
     chunked_softmax,
 )
 
-# [rows, columns], or a function of (start, stop) that returns those rows.
+# [rows, columns], or its rows as they are needed.
 Margin: TypeAlias = "tf.Tensor | RowMargins"
 
 
@@ -106,7 +105,6 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
         candidate_counts: tf.Tensor | None = None,
         draws: tf.Tensor | None = None,
         extra: tf.Tensor | None = None,
-        largest_margin: float = math.inf,
     ) -> tf.Tensor:
         """Computes the loss.
 
@@ -123,9 +121,9 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
           compute_batch_metrics: as in TFRS.
           score_mask: bool [rows, columns]; false columns are left out, the
             positive never is.
-          margin: float [rows, columns], added to negatives' logits; or a function
-            of (start, stop) that returns those rows of it, so that the whole is
-            never held. No gradient flows into it.
+          margin: float [rows, columns], added to negatives' logits; or what makes
+            its rows as they are needed, so that the whole is never held. No gradient
+            flows into it.
           excluded_pairs: int32 [n, 2] of (row, column) sorted by row, left out as
             by `score_mask`: for masks with few false entries.
           positives: int32 [n, 2] of (row, column) sorted by row, any number per row.
@@ -142,7 +140,6 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
           extra: float [n], the logarithm of what further negatives of each positive
             add to its denominator, temperature and correction applied; see
             `own_negatives`. Not together with `num_hard_negatives` or batch metrics.
-          largest_margin: no `margin` is greater; see `chunked_softmax`.
 
         Returns:
           The loss summed over positives, a float scalar.
@@ -179,10 +176,11 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 scores = tf.where(score_mask[start:stop], scores, EXCLUDED)
             return scores
 
-        added = _by_rows(margin) if isinstance(margin, tf.Tensor) else margin
+        if margin is not None and not isinstance(margin, RowMargins):
+            margin = _by_rows(margin)
         masked = hit_ids is not None or score_mask is not None
         if self.num_hard_negatives or use_batch_metrics:
-            scores = _all_scores(*arguments, excluded_pairs, adjust, added)
+            scores = _all_scores(*arguments, excluded_pairs, adjust, margin)
             loss = self._reduce(scores, sample_weight)
         else:
             scores = None
@@ -193,8 +191,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
                 adjust if masked else None,
                 positives,
                 extra,
-                added,
-                largest_margin,
+                margin,
             )
         self._update_metrics(
             loss,
@@ -309,7 +306,7 @@ class SampledSoftmax(tfrs.tasks.Retrieval):
 
 
 def _by_rows(margin: tf.Tensor) -> RowMargins:
-    return lambda start, stop: margin[start:stop]
+    return RowMargins(lambda start, stop: margin[start:stop])
 
 
 def _all_scores(
@@ -330,7 +327,7 @@ def _all_scores(
     if column_bias is not None:
         scores += column_bias
     if margin is not None:
-        scores += margin(tf.constant(0), rows)
+        scores = margin.added_to(scores, tf.constant(0), rows)
     scores = adjust(scores, tf.constant(0), rows)
     if excluded_pairs is not None:
         hidden = tf.fill([tf.shape(excluded_pairs)[0]], EXCLUDED)

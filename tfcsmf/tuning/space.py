@@ -28,7 +28,7 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "cascade.stage.embedding_learning_rate": {"float": [1e-3, 2e-2], "log": True},
     "cascade.stage.tau": {"float": [0.02, 0.5], "log": True},
     "loss.temperature": {"float": [0.05, 0.3], "log": True},
-    "loss.margin.strength": {"float": [0.0, 0.5]},
+    "loss.margin.strength": {"float": [0.0, 2.0]},
     "towers.history_dropout": {"float": [0.0, 0.4]},
 }
 
