@@ -44,6 +44,15 @@ def test_pre_norm_with_a_last_norm():
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("norm_order", ["post", "pre"])
+def test_a_deep_stack_starts_near_its_inputs(norm_order):
+    inputs = np.random.default_rng(0).normal(size=[2, 3, 64]).astype(np.float32)
+    for depth, most in ((1, 0.1), (8, 0.25)):
+        stack = BlockStack(depth, BlockSettings(64, norm=norm_order))
+        away = stack(tf.constant(inputs), BIAS).numpy() - norm(inputs)
+        assert 0.01 < np.sqrt((away**2).mean()) < most  # of entries that are about 1
+
+
 def test_places_count_from_the_oldest_item():
     layer = TemporalEncoder(2, 5, num_gaps=4, types=2)
     gaps = tf.constant([[1, 3, 2], [0, 0, 1]])

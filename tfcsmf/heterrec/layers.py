@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfcsmf.towers import MaskedDense, OwnedParameter
-from tfcsmf.towers.linear_path import start_linear
+from tfcsmf.towers.linear_path import SMALL, start_linear
 from tfcsmf.towers.tower import build_layer
 
 
@@ -96,6 +96,15 @@ def start_as_sum(layer: MaskedDense, activations: int = 0) -> None:
     rows = int(layer.kernel.shape[0])
     starts = [(first, identity) for first in range(0, rows - activations, layer.units)]
     start_linear(layer.kernel, activations, starts)
+
+
+def start_small(layer: MaskedDense) -> None:
+    """Lets the last layer of a part beside a shortcut add little at first.
+
+    Args:
+      layer: built, its kernel as drawn.
+    """
+    layer.kernel.assign(SMALL * layer.kernel)
 
 
 class Perceptron(OwnedLayer):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from tfcsmf.heterrec.attention import SelfAttention
-from tfcsmf.heterrec.layers import OwnedLayer, Perceptron, dropped
+from tfcsmf.heterrec.layers import OwnedLayer, Perceptron, dropped, start_small
 from tfcsmf.towers import MaskedEmbedding, OwnedLayerNorm
 
 
@@ -35,7 +35,9 @@ class BlockSettings:
 class TransformerBlock(OwnedLayer):
     """Self-attention, then a feed-forward part, each with a shortcut and a norm.
 
-    As drawn (`post`): B = Norm(X + MHSA(X)); Y = Norm(B + FFN(B)).
+    As drawn (`post`): B = Norm(X + MHSA(X)); Y = Norm(B + FFN(B)). Both parts add
+    little at first: a stack of any depth begins near its inputs, normed, and learns
+    what the last item tells as fast as a shallow one.
 
     Args:
       settings: see `BlockSettings`.
@@ -44,7 +46,8 @@ class TransformerBlock(OwnedLayer):
     `seed` as in `OwnedLayer`. Returns float [batch, n, width].
 
     References:
-      HeterRec, arXiv 2503.01469, the figure of HCT.
+      HeterRec, arXiv 2503.01469, the figure of HCT. The start is our choice; Zhang
+      et al., Fixup initialization, 2019, section 3, have it zero.
     """
 
     def __init__(self, settings: BlockSettings, **kwargs: Any) -> None:
@@ -65,6 +68,12 @@ class TransformerBlock(OwnedLayer):
         """See `OwnedLayer`."""
         layers = [self.attention, self.feed_forward, *self.norms]
         return [(layer, self.settings.width) for layer in layers]
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights; both parts start small."""
+        super().build(input_shape)
+        start_small(self.attention.mixture)
+        start_small(self.feed_forward.last)
 
     def call(
         self,

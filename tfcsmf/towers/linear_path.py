@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-# Share of a Glorot draw that rows of hidden activations start with, so that they add
-# little to the linear path at first (our choice, not measured by itself).
-_ACTIVATIONS = 0.1
+# Share of a Glorot draw that what stands beside a linear path, or a shortcut, starts
+# with, so that it adds little at first (our choice; docs/heterrec.md has what it does
+# for deep stacks).
+SMALL = 0.1
 
 
 def beside(activations: tf.Tensor, encodings: tf.Tensor) -> tf.Tensor:
@@ -88,7 +89,7 @@ def start_linear(
       starts: first encoding and values of some of its rows, in order.
     """
     value = kernel.numpy()
-    value[:activations] *= _ACTIVATIONS
+    value[:activations] *= SMALL
     for first, rows in starts:
         value[activations + first : activations + first + len(rows)] = rows
     kernel.assign(value)
