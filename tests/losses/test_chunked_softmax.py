@@ -104,6 +104,21 @@ def test_a_pair_may_be_listed_again(scale):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("times", [1, 2, 3, 7, 11])
+def test_nothing_is_left_of_a_pair_however_often_it_is_listed(times):
+    """Not even what rounding leaves, which can be more than the positive's share."""
+    pairs = tf.constant([[0, 1]] * times)
+    for length in np.linspace(3.0, 4.4, 15, dtype=np.float32):
+        queries = tf.constant([[length]])
+        candidates = tf.constant([[-length], [length]])
+        assert _Shift.of(queries, candidates).fits
+        with tf.GradientTape() as tape:
+            tape.watch([queries, candidates])
+            loss = chunked_softmax(queries, candidates, excluded_pairs=pairs)
+        for value in (loss, *tape.gradient(loss, [queries, candidates])):
+            np.testing.assert_allclose(value, 0.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("change", ["queries", "candidates", "bias", "positive_bias"])
 def test_what_spans_too_much_is_shifted_by_rows(change):
     """And what is not a number stays none."""

@@ -23,6 +23,9 @@ _MIN_ROWS = 64
 _TAIL = -17.0
 # Scores that span no more are lowered by one number: exp() of the lowest is a float.
 _SPAN = 40.0
+# Shares, with margins too, are below e^_SPAN, which is less than half a unit in the
+# last place of this.
+_LARGE = 2.0**100
 
 # (scores of rows [start, stop), start, stop) -> scores, both [stop - start, columns].
 AdjustScores = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -358,13 +361,14 @@ def _hide(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
 
 
 def _zero(shares: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
-    """Returns shares [rows, columns] with 0 at some (row, column)."""
-    values = tf.gather_nd(shares, pairs)
-    shares = _add_in_place(shares, pairs, -values)
-    # What is listed m times has -(m - 1) of its value now.
-    left = tf.gather_nd(shares, pairs)
-    times = 1.0 - tf.math.divide_no_nan(left, values)
-    return _add_in_place(shares, pairs, -left / times)
+    """Returns shares [rows, columns] with 0 at some (row, column).
+
+    Exactly 0, however often a place is listed: beside so large a power of two a share
+    is lost to rounding, and multiples of it are added without any. What subtraction
+    of the share itself leaves can be more than all other shares of the row.
+    """
+    large = tf.fill([tf.shape(pairs)[0]], _LARGE)
+    return _add_in_place(_add_in_place(shares, pairs, -large), pairs, large)
 
 
 def _add_in_place(values: tf.Tensor, places: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
