@@ -58,7 +58,7 @@ class SequenceConfig(Section):
     heads: Positive = 2
     feed_forward: Positive = 256
     dropout: Share = 0.2
-    # As drawn; "pre" for deep stacks.
+    # As drawn, or norms first; docs/heterrec.md has both.
     norm: Literal["post", "pre"] = "post"
     # What a token may not see: later tokens, or tokens of later items.
     token_mask: Literal["strict", "item"] = "strict"

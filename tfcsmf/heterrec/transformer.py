@@ -22,7 +22,7 @@ class BlockSettings:
       feed_forward: hidden units of the feed-forward part.
       dropout: rate on what both parts add, and on the stack's inputs.
       norm: `post`, as drawn: Y = Norm(X + part(X)); or `pre`, Y = X + part(Norm(X))
-        with a last Norm after the stack, which deep stacks train more easily with.
+        with a last Norm after the stack.
     """
 
     width: int
